@@ -1,0 +1,86 @@
+# `make` prints this help; `make env` comes by itself where a target needs it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+EXAMPLE := examples/flights
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+# The first Python that runs and is one of ours; PYTHON=... chooses another. 3.11 first: the tests run on it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[123].*/bin/python; do \
+	"$$p" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo "$$p"; break; }; done)
+
+.PHONY: help
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: env
+env: $(STAMP) ## create .venv with exactly the locked packages, and this package editable
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found. Install one, or name it: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	@touch $@
+
+.PHONY: lint
+lint: env ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: env ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: env ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: test
+test: env ## the everyday tests, under five minutes
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
+
+.PHONY: test-slow
+test-slow: env ## whole jobs, the demo's figures, the docs' commands and code
+	$(BIN)/pytest -q -n auto --dist loadfile -m slow
+
+.PHONY: test-all
+test-all: test test-slow ## every test
+
+.PHONY: docs
+docs: env ## the site, strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.PHONY: demo
+demo: env ## the real flights of 2013 from CSV files to checked Parquet, twice
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash $(EXAMPLE)/demo.sh
+
+.PHONY: bench-batch
+bench-batch: env ## batch benchmarks against DuckDB and row-wise Beam; the last line is JSON
+	$(BIN)/python benchmarks/batch.py
+
+.PHONY: smoke
+smoke: ## install from the version ranges on another Python and run a small job (SMOKE_PYTHON=... chooses it)
+	bash tests/smoke.sh $(SMOKE_PYTHON)
+
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --quiet
+
+.PHONY: lock
+lock: env ## write the locks anew from pyproject.toml; UPGRADE=--upgrade takes new versions
+	$(LOCK) --all-extras $(UPGRADE) --output-file requirements.lock
+	$(LOCK) --extra gcp --constraint requirements.lock --output-file requirements-run.lock
+
+.PHONY: clean
+clean: ## remove the environment, caches, the site and the demo's outputs
+	rm -rf $(VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(EXAMPLE)/data $(EXAMPLE)/lake $(EXAMPLE)/.beam_pipelines
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

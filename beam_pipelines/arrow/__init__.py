@@ -1,0 +1,1 @@
+"""Pure functions on one RecordBatch: cast, checks, keys, windows, partial aggregates. Imports no Beam."""

@@ -1,0 +1,75 @@
+"""Any Arrow layout in the few that the stages know: dictionaries, large and view types, run ends, fixed sizes and units of time say
+nothing about a value."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LAST_MICROS = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999
+_US_PER = {"s": 1_000_000, "ms": 1_000}
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """`column` in the plain layout of its type (see `plain_type`)."""
+    if isinstance(column, pa.ExtensionArray):
+        if column.type.extension_name == "arrow.uuid":
+            return pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())  # Arrow has no kernel for it
+        column = column.storage
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    if pa.types.is_decimal256(column.type):
+        return column.cast(pa.string())
+    kind = plain_type(column.type)
+    if kind == column.type:
+        return column
+    if pa.types.is_timestamp(kind):
+        return _micros(column, kind)
+    try:
+        return column.cast(options=pc.CastOptions(kind, allow_time_truncate=True))
+    except pa.ArrowInvalid:  # a time out of range inside a list or struct
+        return column.cast(kind, safe=False)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The plain layout: string, binary, list, struct, timestamp[us, UTC or none], time64[us], date32, decimal128, float32.
+
+    >>> plain_type(pa.dictionary(pa.int8(), pa.large_string())), plain_type(pa.timestamp('ns', 'Asia/Tokyo'))
+    (DataType(string), TimestampType(timestamp[us, tz=UTC]))
+    """
+    for is_kind, canonical in _LAYOUTS:
+        if is_kind(kind):
+            return canonical
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", "UTC" if kind.tz else None)
+    if pa.types.is_decimal(kind) and kind.precision <= 38:
+        return pa.decimal128(kind.precision, kind.scale)
+    if any(is_list(kind) for is_list in _LISTS):
+        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(f.name, plain_type(f.type)) for f in kind])
+    return kind
+
+
+_LAYOUTS = (
+    (pa.types.is_large_string, pa.string()), (pa.types.is_string_view, pa.string()), (pa.types.is_large_binary, pa.binary()),
+    (pa.types.is_binary_view, pa.binary()), (pa.types.is_fixed_size_binary, pa.binary()), (pa.types.is_date64, pa.date32()),
+    (pa.types.is_time, pa.time64("us")), (pa.types.is_float16, pa.float32()),
+)  # fmt: skip
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view, pa.types.is_large_list_view)
+
+
+def _micros(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Timestamps in microseconds, rounded down; what does not fit becomes a time past the year 9999, which `align` refuses."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    unit = column.type.unit
+    if unit == "ns":
+        column = pc.floor_temporal(column, unit="microsecond")
+    elif unit in _US_PER:
+        counts, most = column.cast(pa.int64()), LAST_MICROS // _US_PER[unit]
+        fits = pc.less_equal(pc.abs(counts), most)
+        column = pc.if_else(fits, counts, pa.scalar(most + 1, pa.int64())).cast(pa.timestamp(unit, column.type.tz))
+    return column.cast(kind, safe=False)

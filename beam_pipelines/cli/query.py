@@ -1,0 +1,47 @@
+"""`query` and `runs`: SQL over the outputs by name."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from beam_pipelines.cli.options import loaded, log_options, spec_options
+
+_STYLE = click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+_RUNS = "run_id, status, started_at, elapsed_s, read, written, dead, duplicate, filtered, contract"
+
+
+@click.command()
+@spec_options
+@click.argument("sql")
+@_STYLE
+@click.option("--limit", type=click.IntRange(min=0), default=100, show_default=True, help="Rows shown as a table; csv and json show all.")
+@log_options
+def query(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, limit: int) -> int:
+    """Ask SQL of SPEC's outputs: tables rows, dead_letters, runs, and one per aggregate.
+
+    \b
+    beam-pipelines query flights.yaml "SELECT origin, sum(flights) FROM delays_by_hour GROUP BY ALL"
+    """
+    return _ask(spec, set_, parameters_file, sql, style, limit)
+
+
+@click.command()
+@spec_options
+@_STYLE
+@log_options
+def runs(spec: str, set_: tuple[str, ...], parameters_file: str | None, style: str) -> int:
+    """List SPEC's runs: when, what they read and wrote, how they ended."""
+    return _ask(spec, set_, parameters_file, f"SELECT {_RUNS} FROM runs ORDER BY started_at DESC", style, 100)
+
+
+def _ask(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, limit: int) -> int:
+    found = loaded(spec, set_, parameters_file)
+    from beam_pipelines.cli.show import show_table
+    from beam_pipelines.serving.tables import ask, open_tables
+
+    names = ["rows", "dead_letters", *found.spec.aggregates]
+    table = ask(open_tables(found.state), sql, expected=names)
+    show_table(table, style=style, limit=limit, out=sys.stdout)
+    return 0

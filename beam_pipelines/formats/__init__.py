@@ -1,0 +1,1 @@
+"""Formats: bytes to batches and back. A bad record never costs a good one. Imports no Beam."""

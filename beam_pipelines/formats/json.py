@@ -1,0 +1,233 @@
+"""JSON records to columns, strictly: what `json_strict.decode_record` says of each record, at the speed of DuckDB.
+
+    _raw ─▶ CheckRecords ───────────────────▶ SELECT from_json(...) ──▶ columns
+             syntax (msgspec, Arrow)            suspect: not proven
+             members and strings counted            │
+                │ not JSON                          ├─ members proven in bulk ─▶ the same SELECT
+                ▼                                   └─ strict decoder, record by record
+             DECODE                                        └─▶ TYPE, UNKNOWN_COLUMN, DECODE
+
+A record is proven good by counting: when a valid object has as many members as declared ones are present, then none is unknown
+and none occurs twice; when its strings are as many as its names and present string columns, then every string column is a string.
+Counting is exact and costs a tenth of decoding. Records with nulls, unknown members or nested values are proven member by member
+(`json_members`); what is left, mostly bad records, is decided by the strict decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.engine import local_engine
+from beam_pipelines.arrow.layers import KernelResult, Layer, Query
+from beam_pipelines.arrow.program import Program, Split, Step
+from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW, UNKNOWN, Rejected
+from beam_pipelines.formats.json_array import read_array
+from beam_pipelines.formats.json_bits import Indexes, chunks, count_per_row, pack, structure
+from beam_pipelines.formats.json_members import Members, inexact, needs_exact_numbers
+from beam_pipelines.formats.json_plan import Plan, plan
+from beam_pipelines.formats.json_sql import COUNT, LINE, STRINGS, extraction
+from beam_pipelines.formats.json_strict import STAGE, decode_record
+from beam_pipelines.formats.json_syntax import Checked, Text, check_syntax, text_of
+from beam_pipelines.formats.lines import read_lines
+from beam_pipelines.formats.options import JsonFormat
+from beam_pipelines.formats.reader import Broken, Limits
+
+_PROVEN, _DOUBT, _REFUTED = -1, -2, -3  # in the place of a record's count of members
+_EXTRA = "_extra"
+_MOSTLY = 0.25  # of the records uncounted: prove members at once
+_RETRY = 64  # batches after which counting is tried again
+
+
+def decode_steps(contract: Contract, fmt: JsonFormat) -> tuple[Step, ...]:
+    """Raw batch (`_raw`: one JSON object per row) to decoded batch: a text column per column that is read, and `_unknown`.
+
+    Rejects: DECODE (not a JSON object), TYPE (the wrong JSON kind, with every failing column), UNKNOWN_COLUMN. Raises RunError for an
+    unknown member where the contract says `unknown_columns: fail`, and SpecError for a contract whose paths cross.
+    """
+    decoder = _Decoder(contract)
+    return decoder, decoder.layer()
+
+
+def decode_batch(batch: pa.RecordBatch, contract: Contract, fmt: JsonFormat | None = None) -> Split:
+    """`decode_steps` on one batch. `rows` keep provenance and `_raw`; records that took longer to judge come last.
+
+    >>> contract = Contract(columns={'id': {'type': 'int64'}})
+    >>> batch = pa.record_batch({'_raw': pa.array([b'{"id": 7}', b'{"id": "7"}'], pa.binary())})
+    >>> split = decode_batch(batch, contract)
+    >>> split.rows['id'].to_pylist(), split.dead['message'].to_pylist()
+    (['7'], ['id: got string "7"; expected int64'])
+    """
+    return Program(decode_steps(contract, fmt or JsonFormat()), raw_format="json", keep_raw=True)(batch)
+
+
+@dataclass(frozen=True)
+class JsonReader:
+    """Reads JSON lines, or the elements of one array of objects."""
+
+    fmt: JsonFormat = JsonFormat()
+
+    def splittable(self) -> bool:
+        return self.fmt.layout == "lines"
+
+    def read(self, stream: BinaryIO, *, start: int = 0, end: int | None = None, limits: Limits = Limits()) -> Iterator[pa.RecordBatch | Broken]:
+        if self.fmt.layout == "lines":
+            return read_lines(stream, start=start, end=end, limits=limits, encoding=self.fmt.encoding)
+        return read_array(stream, start=start, end=end, limits=limits, encoding=self.fmt.encoding)
+
+
+@dataclass
+class _Decoder:
+    """The kernel in front of the SELECT, and the judge of what the SELECT does not prove."""
+
+    contract: Contract
+    stage: str = STAGE
+    sees_rejected: bool = True
+    _tools: _Tools | None = field(default=None, repr=False, compare=False)
+    _direct: int = field(default=0, repr=False, compare=False)  # batches still to be proven by members at once
+
+    def __post_init__(self) -> None:
+        plan(self.contract)  # a wrong contract fails where it is written, not on a worker
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"contract": self.contract, "stage": self.stage, "sees_rejected": self.sees_rejected, "_tools": None, "_direct": 0}
+
+    @property
+    def tools(self) -> _Tools:
+        if self._tools is None:
+            self._tools = _Tools(self.contract)
+        return self._tools
+
+    def layer(self) -> Layer:
+        """The SELECT, whose suspects this object resolves."""
+        names = (*self.contract.read, *((UNKNOWN,) if self._keep else ()))
+        sql = extraction(plan(self.contract))
+        return Layer(STAGE, let=sql.let, define=(*sql.defines, *sql.unknown(_EXTRA if self._keep else None)), columns=names, suspect=sql.suspect, resolve=self.resolve)
+
+    @property
+    def _keep(self) -> bool:
+        return self.contract.unknown_columns == "keep"
+
+    def __call__(self, batch: pa.RecordBatch) -> KernelResult:
+        checked = check_syntax(batch.column(RAW))
+        self.tools.batch_rows = batch.num_rows
+        count, strings, extra = self._judge(checked)
+        columns = {LINE: checked.text.lines, COUNT: pa.array(count), STRINGS: pa.array(strings)}
+        if self._keep:
+            columns[_EXTRA] = extra
+        names = [*batch.schema.names, *columns]
+        return pa.RecordBatch.from_arrays([*batch.columns, *columns.values()], names=names), checked.verdicts
+
+    def _judge(self, checked: Checked) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], pa.Array]:
+        rows = len(checked.valid)
+        zeros = np.zeros(rows, np.int32)
+        if not checked.valid.any():
+            return np.full(rows, _DOUBT, np.int32), zeros, pa.nulls(rows, pa.string())
+        if self.tools.countable and not self._direct:
+            count, strings = _count(checked, exact=self.tools.exact)
+            return count, strings, pa.nulls(rows, pa.string())
+        self._direct = max(self._direct - 1, 0)
+        good, extra = self._prove(checked.text, checked.valid)
+        return np.where(good, _PROVEN, _REFUTED).astype(np.int32), zeros, extra
+
+    def _prove(self, text: Text, valid: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], pa.Array]:
+        if valid.all():
+            return self.tools.members.prove(text.data, text.offsets)
+        rows = np.flatnonzero(valid)
+        part = text_of(text.lines.take(pa.array(rows)))
+        good = np.zeros(len(valid), bool)
+        good[rows], found = self.tools.members.prove(part.data, part.offsets)
+        back = np.full(len(valid), len(rows), np.int64)
+        back[rows] = np.arange(len(rows))
+        return good, pa.concat_arrays([found, pa.nulls(1, pa.string())]).take(pa.array(back))
+
+    def resolve(self, batch: pa.RecordBatch) -> KernelResult:
+        """Decides suspects: by members where counting did not do, else by the strict decoder."""
+        state = batch.column(COUNT).to_numpy()
+        good = np.zeros(len(state), bool)
+        extra = pa.nulls(len(state), pa.string())
+        doubtful = state != _REFUTED
+        if doubtful.any():
+            text = text_of(batch.column(LINE))
+            good, extra = self._prove(text, doubtful)
+            if self.tools.countable and len(state) > _MOSTLY * self.tools.batch_rows:
+                self._direct = _RETRY
+        return self._decoded(batch, good, extra)
+
+    def _decoded(self, batch: pa.RecordBatch, good: npt.NDArray[np.bool_], extra: pa.Array) -> KernelResult:
+        names = [*self.contract.read, *((UNKNOWN,) if self._keep else ())]
+        proven = batch.filter(pa.array(good))
+        parts = [self._select(proven, extra.filter(pa.array(good)))] if proven.num_rows else []
+        rest = np.flatnonzero(~good)
+        texts, verdicts = self._strictly(batch.column(RAW).take(pa.array(rest)), rest)
+        parts.append(pa.RecordBatch.from_arrays([pa.array(texts[n], pa.string()) for n in names], names=names))
+        back = np.empty(len(good), np.int64)
+        back[np.concatenate((np.flatnonzero(good), rest))] = np.arange(len(good))
+        decoded = pa.concat_batches(parts).take(pa.array(back))
+        kept = [n for n in batch.schema.names if n in PROVENANCE_NAMES or n == RAW]
+        return pa.RecordBatch.from_arrays([*decoded.columns, *(batch.column(n) for n in kept)], names=[*names, *kept]), verdicts
+
+    def _select(self, batch: pa.RecordBatch, extra: pa.Array) -> pa.RecordBatch:
+        names = [*self.contract.read, *((UNKNOWN,) if self._keep else ())]
+        inputs = {LINE: batch.column(LINE), COUNT: batch.column(COUNT), STRINGS: batch.column(STRINGS)} | ({_EXTRA: extra} if self._keep else {})
+        inside = pa.RecordBatch.from_arrays(list(inputs.values()), names=list(inputs))
+        query = Query((self.tools.select,), tuple(inputs))
+        return local_engine().select(query.sql(), inside.schema)(inside).select(names)
+
+    def _strictly(self, raw: pa.Array, rows: Indexes) -> tuple[dict[str, list[str | None]], dict[int, Rejected]]:
+        """Record by record: what is bad, and the few good ones that bulk proof cannot see through."""
+        names = [*self.contract.read, *((UNKNOWN,) if self._keep else ())]
+        texts: dict[str, list[str | None]] = {n: [] for n in names}
+        verdicts: dict[int, Rejected] = {}
+        empty: dict[str, str | None] = dict.fromkeys(names)
+        for row, record in zip(rows.tolist(), raw, strict=True):
+            decoded = decode_record(record.as_py() or b"", self.tools.plan)
+            if isinstance(decoded, Rejected):
+                verdicts[row] = decoded
+                values = empty
+            else:
+                values = decoded.values | {UNKNOWN: decoded.unknown}
+            for name in names:
+                texts[name].append(values[name])
+        return texts, verdicts
+
+
+class _Tools:
+    """What a worker derives from the contract once."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.plan: Plan = plan(contract)
+        self.members = Members(self.plan)
+        self.exact = needs_exact_numbers(self.plan)
+        sql = extraction(self.plan)
+        keep = self.plan.unknown == "keep"
+        self.countable = sql.countable
+        self.select = Layer(STAGE, let=sql.let, define=(*sql.defines, *sql.unknown(_EXTRA if keep else None)), columns=(*contract.read, *((UNKNOWN,) if keep else ())))
+        self.batch_rows = 0
+
+
+def _count(checked: Checked, *, exact: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Members and other strings of each record; _DOUBT where arrays or delicate numbers make counts say nothing."""
+    data, offsets, _ = checked.text
+    count, strings = np.empty(len(checked.valid), np.int32), np.empty(len(checked.valid), np.int32)
+    for start, end in chunks(offsets):
+        base = int(offsets[start])
+        text, local = data[base : int(offsets[end])], offsets[start : end + 1] - base
+        broken = [(int(local[r]), int(local[r + 1])) for r in np.flatnonzero(~checked.valid[start:end]).tolist()]
+        marks = structure(text, bool((text == 92).any()), broken)
+        members = count_per_row(pack(text == 58) & ~marks.inside, local)
+        strings[start:end] = count_per_row(marks.quotes, local) // 2 - members
+        brackets = pack(text == 91) & ~marks.inside
+        if brackets.any():
+            members[count_per_row(brackets, local) > 0] = _DOUBT
+        if exact:
+            at = inexact(text, marks)
+            members[np.searchsorted(local, at, side="right") - 1] = _DOUBT
+        count[start:end] = members
+    return count, strings

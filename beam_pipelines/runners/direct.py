@@ -1,0 +1,167 @@
+"""A batch run on this machine: claim the outputs, run the graph, commit or leave everything as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+from beam_pipelines import metrics
+from beam_pipelines.errors import BeamPipelinesError, RunError, SinkError, SourceError, SpecError, TransientError
+from beam_pipelines.pipeline import Job, build
+from beam_pipelines.runners.options import Engine, check_flags, engine_for
+from beam_pipelines.sinks.committing import abandon, prepare
+from beam_pipelines.sinks.plan import outputs_of
+from beam_pipelines.sinks.results import RunResults, find_run
+from beam_pipelines.sinks.run import RunInfo, new_run_id
+from beam_pipelines.spec.load import LoadedSpec
+from beam_pipelines.transforms.deduplicate import cleanup
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a batch run was asked for. `flags` are Beam's own options; `watch` is entered around the job (progress)."""
+
+    runner: str = "direct"
+    run_id: str | None = None
+    flags: tuple[str, ...] = ()
+    apply_lateness: bool = False
+    args: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+
+def run_batch(loaded: LoadedSpec, call: Call = Call()) -> RunResults:
+    """Runs the spec over its batch sources and gives the run's record, `success` or `failed`.
+
+    A failed or interrupted run leaves every output as it was. Raises SpecError where the call is wrong, SourceError or SinkError where a
+    place refuses, RunError where the job breaks, KeyboardInterrupt (with a sentence) where somebody interrupts it.
+    """
+    check_flags(call.flags)
+    engine = engine_for(call.runner)
+    run = _run_info(loaded, call, engine)
+    outputs = outputs_of(loaded.spec, run)
+    with _importable(loaded.directory), _temporary(call.flags, run) as temp_location:
+        prepare(outputs, run)
+        try:
+            _execute(loaded, run, call, engine, temp_location)
+        except BaseException as error:  # also Ctrl-C: whoever interrupts must find the outputs as they were
+            abandon(outputs, run)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(_state_of_outputs(run)) from None
+            raise
+        finally:
+            cleanup(temp_location, run.run_id)
+    found = find_run(run.state, run.run_id)
+    if found is None:
+        raise RunError(f"run '{run.run_id}' ended without a record in {run.state}.", hint="See the log for what the engine said.")
+    return found
+
+
+def _state_of_outputs(run: RunInfo) -> str:
+    """What an interrupted run leaves: nothing, unless its commit had been decided, which was then carried to its end."""
+    found = find_run(run.state, run.run_id)
+    committed = found is not None and found.status == "success"
+    return f"run {run.run_id} had been committed; its outputs are complete." if committed else "the outputs are as they were."
+
+
+def _run_info(loaded: LoadedSpec, call: Call, engine: Engine) -> RunInfo:
+    spec = loaded.spec
+    return RunInfo(
+        call.run_id or new_run_id(), spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint,
+        engine=engine.name, spec=loaded.path,
+    )  # fmt: skip
+
+
+def _execute(loaded: LoadedSpec, run: RunInfo, call: Call, engine: Engine, temp_location: str) -> None:
+    metrics.reset()
+    options = PipelineOptions([*call.flags, f"--temp_location={temp_location}"], runner=engine.name)
+    pipeline = beam.Pipeline(runner=engine.name, options=options)
+    job = Job(loaded.spec, run, temp_location, call.apply_lateness, tuple(call.args.items()))
+    build(pipeline, job)
+    with call.watch():
+        try:
+            pipeline.run().wait_until_finish()
+        except BeamPipelinesError:
+            raise
+        except Exception as error:
+            raise _own_error(error) from error
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The error of ours, or the interruption, inside what a runner raised; else a RunError that names the cause."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, BeamPipelinesError | KeyboardInterrupt):
+            return cause
+    text = "\n".join(str(cause) for cause in chain)
+    if "KeyboardInterrupt" in text or "Query interrupted" in text:  # Beam turns what a DoFn raises into RuntimeError; so does DuckDB
+        return KeyboardInterrupt()
+    ours = list(_OURS.finditer(text))  # from a worker process an exception comes as the text of its traceback
+    if ours:
+        kind = {k.__name__: k for k in (SpecError, SourceError, SinkError, TransientError, RunError)}.get(ours[-1][1], RunError)
+        return kind(ours[-1][2].strip())
+    return RunError(f"the job failed: {_last_line(error)}", hint="Run again with --log-level debug for the engine's own account.")
+
+
+_OURS = re.compile(r"beam_pipelines\.errors\.(\w+): ((?:.(?!\[while running))*)")
+_STEP = re.compile(r"\s*\[while running '([^']*)'\]")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _last_line(error: BaseException) -> str:
+    """What went wrong, in which step of the graph: without the traceback that a worker process sends along."""
+    text = str(error).strip()
+    last = next((line for line in reversed(text.splitlines()) if line.strip() and not _STEP.fullmatch(line)), "")
+    step = _STEP.search(text)
+    plain = _STEP.sub("", last).strip()
+    kind = type(error).__name__
+    named = plain if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", plain) else f"{kind}: {plain}" if plain else kind
+    return f"{named}, in step {step[1]}." if step else f"{named}."
+
+
+@contextlib.contextmanager
+def _temporary(flags: Sequence[str], run: RunInfo) -> Iterator[str]:
+    """The user's --temp_location, or a folder of this machine that goes with the run."""
+    given = PipelineOptions(list(flags)).view_as(GoogleCloudOptions).temp_location
+    if given:
+        yield str(given)
+        return
+    made = tempfile.mkdtemp(prefix=f"beam-pipelines-{run.pipeline}-")
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _importable(directory: str) -> Iterator[None]:
+    """The spec's folder on the path of this process and of worker processes, so that `apply` finds a package beside the spec."""
+    before = os.environ.get("PYTHONPATH")
+    sys.path.insert(0, directory)
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (directory, before) if p)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(directory)
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

@@ -1,0 +1,1 @@
+"""Serving: what a pipeline's outputs hold, as SQL. Loads no Beam."""

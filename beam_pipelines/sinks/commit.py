@@ -1,0 +1,177 @@
+"""The graph's last transform: everything a run produced comes together under one key, is judged, and becomes visible or does not.
+
+files ─┐
+counts ┼─▶ one key ─▶ ledger ─▶ checks, thresholds ─▶ good: commit all outputs    ─▶ record
+checks ┘                                           └─▶ bad: outputs as they were  ─▶ record, RunError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import apache_beam as beam
+
+from beam_pipelines.errors import RunError
+from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
+from beam_pipelines.sinks.ledger import Count, Ledger, sources_read, tally
+from beam_pipelines.sinks.manifest import Snapshot, snapshots
+from beam_pipelines.sinks.results import CheckResult, RunResults, failures_of, find_run, judge_thresholds, metadata, write_run
+from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, utc_now
+from beam_pipelines.sinks.text import csv_header
+from beam_pipelines.spec.models import Thresholds
+
+COUNT, CHECK, FILE, SCHEMA = "count", "check", "file", "schema"
+_KEY = "run"
+
+
+class Judge(Protocol):
+    """Turns the states of checks over many rows, by check name, into verdicts. Picklable."""
+
+    def __call__(self, states: Mapping[str, Sequence[Any]], ledger: Ledger) -> Sequence[CheckResult]: ...
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """What arrived at the commit, sorted."""
+
+    counts: tuple[Count, ...]
+    staged: tuple[Staged, ...]
+    checks: Mapping[str, tuple[Any, ...]]
+    schemas: Mapping[str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a run is judged by. `args` are kept in its record."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    judge: Judge | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
+    """Judges the run and commits all its outputs together, or none. Idempotent by run id.
+
+    Takes one PCollection or several of: ledger counts `(unit, source, outcome, detail, rows)`, `("file", output, partition, path, rows, bytes)` and
+    `("schema", output, columns)` as sinks give them, `("check", name, state)`. `outputs` are the sinks' `output`s. Gives one `RunResults`.
+
+    A run that fails leaves the outputs as they were, writes its record, and raises RunError unless `raise_on_failure` is off.
+    """
+
+    def __init__(
+        self, run: RunInfo, outputs: Sequence[Output], *, thresholds: Thresholds | None = None, judge: Judge | None = None,
+        args: Mapping[str, Any] | None = None, raise_on_failure: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_outputs(outputs)
+        self._conclude = Conclude(run, tuple(outputs), Verdicts(thresholds or Thresholds(), judge, args or {}), raise_on_failure)
+
+    def expand(self, arriving: Any) -> beam.PCollection:
+        collections: tuple[beam.PCollection, ...] = arriving
+        always = collections[0].pipeline | "Always" >> beam.Create([None])  # a run without rows commits too
+        keyed = (
+            (*collections, always) | "Everything" >> beam.Flatten() | "OneKey" >> beam.ParDo(_OneKey()).with_output_types(tuple[str, Any])
+        )
+        return keyed | "Together" >> beam.GroupByKey() | "Conclude" >> beam.ParDo(self._conclude)
+
+    def _extract_input_pvalues(self, arriving: Any) -> tuple[Any, Any]:
+        collections = (arriving,) if isinstance(arriving, beam.PCollection) else tuple(arriving)  # Beam takes a list for values otherwise
+        return collections, collections
+
+    def default_label(self) -> str:
+        return "Commit"
+
+
+class _OneKey(beam.DoFn):  # type: ignore[misc]
+    def process(self, element: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(element, tuple) and element[:1] == (COUNT,) and len(element) == 6:
+            element = element[1:]
+        yield _KEY, element
+
+
+class Conclude(beam.DoFn):  # type: ignore[misc]
+    """The one element with everything; the commit happens here."""
+
+    def __init__(self, run: RunInfo, outputs: tuple[Output, ...], verdicts: Verdicts, raise_on_failure: bool) -> None:
+        self._run, self._outputs, self._verdicts, self._raise = run, outputs, verdicts, raise_on_failure
+
+    def process(self, keyed: tuple[str, Iterable[Any]]) -> Iterator[RunResults]:
+        results = conclude(self._run, self._outputs, keyed[1], self._verdicts)
+        if results.status == "failed" and self._raise:
+            raise RunError(
+                f"run '{self._run.run_id}' failed: {'; '.join(results.failures)}.", hint="Nothing was committed: the outputs are as before."
+            )
+        yield results
+
+
+def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], verdicts: Verdicts) -> RunResults:
+    """Judges the run over all it produced, then commits or abandons it; the record, also stored under the state folder."""
+    inbox = sort_elements(elements)
+    ledger = tally(inbox.counts, outputs)
+    checks = tuple(verdicts.judge(inbox.checks, ledger)) if verdicts.judge is not None else ()
+    thresholds = judge_thresholds(ledger, dead_letters=verdicts.thresholds.dead_letters, per_check=verdicts.thresholds.per_check)
+    failures = failures_of(ledger, checks, thresholds) + _lost_files(inbox, ledger, outputs)
+    record = RunResults(
+        metadata(run, finished_at=utc_now()), "failed" if failures else "success", failures, dict(verdicts.args), (), ledger.lines,
+        ledger.reasons, ledger.failing, checks, thresholds,
+    )  # fmt: skip
+    if failures:
+        return _fail(run, outputs, record)
+    known = snapshots(run.state)
+    schemas = {o.name: columns for o in outputs if (columns := _columns(o, inbox.schemas.get(o.name, ()), known.get(o.name)))}
+    headers = {o.name: csv_header([n for n, _ in schemas[o.name]]) for o in outputs if o.single and o.format == "csv" and o.name in schemas}
+    letters = frozenset(line.source for line in ledger.lines if line.dead or line.refused or line.late)
+    return commit(Work(run, tuple(outputs), inbox.staged, record, sources_read(ledger), letters, schemas, headers))
+
+
+def sort_elements(elements: Iterable[Any]) -> Inbox:
+    """The commit's input by kind, in an order that does not depend on arrival."""
+    counts: list[Count] = []
+    staged: list[Staged] = []
+    checks: dict[str, list[Any]] = {}
+    schemas: dict[str, tuple[tuple[str, str], ...]] = {}
+    for element in elements:
+        if element is None:
+            continue
+        if len(element) == 5:
+            counts.append(tuple(element))
+        elif element[0] == FILE:
+            staged.append(Staged(*element[1:]))
+        elif element[0] == CHECK:
+            checks.setdefault(element[1], []).append(element[2])
+        elif element[0] == SCHEMA:
+            schemas[element[1]] = tuple(tuple(c) for c in element[2])
+        else:
+            raise TypeError(f"Commit: an element is a count of 5 values, or starts with 'file', 'schema' or 'check'; got {element!r:.200}")
+    return Inbox(
+        tuple(counts),
+        tuple(sorted(staged, key=lambda s: (s.output, s.partition, s.path))),
+        {n: tuple(s) for n, s in checks.items()},
+        schemas,
+    )
+
+
+def _fail(run: RunInfo, outputs: Sequence[Output], record: RunResults) -> RunResults:
+    before = find_run(run.state, run.run_id)
+    if before is not None and before.status == "success":  # this id was committed by an earlier attempt: its record stays true
+        abandon(outputs, run)
+        return record
+    write_run(run.state, record)
+    abandon(outputs, run)
+    return record
+
+
+def _lost_files(inbox: Inbox, ledger: Ledger, outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Outputs whose files hold other rows than the ledger counted."""
+    held = {o.name: sum(s.rows for s in inbox.staged if s.output == o.name) for o in outputs}
+    return tuple(
+        f"{name}: its files hold {rows} rows, the ledger counts {ledger.written(name)}"
+        for name, rows in held.items()
+        if rows != ledger.written(name)
+    )
+
+
+def _columns(output: Output, found: tuple[tuple[str, str], ...], old: Snapshot | None) -> tuple[tuple[str, str], ...]:
+    return found or (old.schema if old is not None and old.path == output.path else ())

@@ -1,0 +1,223 @@
+"""The commit, step by step; every step can be repeated, and stopping after any of them loses nothing. Loads no Beam.
+
+    claim ─▶ recover ─▶ decide ─▶ move … ─▶ merge ─▶ delete … ─▶ record ─▶ done ─▶ clean
+             (others')   ▲
+                         └─ one file created under a number nobody has: before it nothing happened, after it all will
+
+A run that dies before `decide` leaves outputs as they were and staged files that the next run deletes. A run that dies after it is carried
+forward by the next run, or read correctly as it is (`manifest.snapshots`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from beam_pipelines.errors import SinkError
+from beam_pipelines.sinks import manifest
+from beam_pipelines.sinks.changes import change_of, check_layout
+from beam_pipelines.sinks.claims import claim, release
+from beam_pipelines.sinks.manifest import Change, Commit, Merge, Snapshot
+from beam_pipelines.sinks.places import delete, delete_tree, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
+from beam_pipelines.sinks.results import OutputResult, RunResults, find_run, write_run
+from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, staging_of
+
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A closed file that waits for the commit; `path` is full, `partition` its directory in the output."""
+
+    output: str
+    partition: str
+    path: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run brings to its commit. `sources` are those it read; `letters` those it has dead letters of; `schemas` names and SQL types of
+    the columns of each output; `headers` the first line of merged text files."""
+
+    run: RunInfo
+    outputs: tuple[Output, ...]
+    staged: tuple[Staged, ...]
+    record: RunResults
+    sources: Collection[str] = ()
+    letters: Collection[str] = ()
+    schemas: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
+    """What the launcher does before the job: claims the outputs, carries out commits that died half-way, deletes what dead runs staged.
+
+    Raises SpecError where outputs overlap, SinkError where an output is taken, not writable, or laid out in another way.
+    """
+    check_outputs(outputs)
+    claim(outputs, run)
+    try:
+        for _ in _recover(run, outputs):
+            pass
+        known = manifest.snapshots(run.state)
+        for output in outputs:
+            check_layout(output, known.get(output.name))
+            _sweep(output, run)
+    except BaseException:
+        release(outputs, run)
+        raise
+
+
+def abandon(outputs: Sequence[Output], run: RunInfo) -> None:
+    """What a launcher does when a run fails or is interrupted: staged files go, claims are given back, outputs are as they were.
+
+    Interrupted in the middle of its commit, a run is carried to its end instead: it was decided.
+    """
+    for decided in manifest.unfinished(run.state):
+        if decided.run_id == run.run_id:
+            for _ in carry_out(run.state, decided):
+                pass
+    for output in outputs:
+        delete_tree(staging_of(output, run))
+    release(outputs, run)
+
+
+def commit(work: Work) -> RunResults:
+    """Carries out the whole commit; the record says what was committed. Raises SinkError where an output refuses."""
+    for _ in commit_steps(work):
+        pass
+    done = find_run(work.run.state, work.run.run_id)
+    assert done is not None  # the last step but two wrote it
+    return done
+
+
+def commit_steps(work: Work) -> Iterator[str]:
+    """The steps of the commit; each has happened when its name is yielded. Idempotent by run id: after success, nothing changes."""
+    run, outputs = work.run, work.outputs
+    claim(outputs, run)
+    yield "claim"
+    yield from _recover(run, outputs)
+    before = find_run(run.state, run.run_id)
+    if before is None or before.status != "success":
+        decided = _decide(work)
+        yield "decide"
+        yield from carry_out(run.state, decided)
+    for output in outputs:
+        delete_tree(staging_of(output, run))
+    yield "clean"
+    release(outputs, run)
+    yield "release"
+
+
+def carry_out(state: str, decided: Commit) -> Iterator[str]:
+    """Makes a decided commit real; repeating it from the start at any point gives the same."""
+    for name, change in decided.changes.items():
+        for source, target in change.moves:
+            move(source, target)
+            yield f"move {name}"
+        if change.merge is not None:
+            _merge(change.merge)
+            yield f"merge {name}"
+        top = decided.snapshots[name].folder
+        for path in change.deletes:
+            delete(path)
+            prune_folders(parent(path), top)
+            yield f"delete {name}"
+    write_run(state, decided.record)
+    yield "record"
+    manifest.mark_done(state, decided.number)
+    manifest.forget_old(state)
+    yield "done"
+
+
+def _recover(run: RunInfo, outputs: Sequence[Output]) -> Iterator[str]:
+    """Carries out decided commits of dead runs: those that touch only outputs we hold, or that nobody living holds."""
+    held = {o.path for o in outputs}
+    for decided in manifest.unfinished(run.state):
+        others = [_output(decided.snapshots[n]) for n in decided.changes if decided.snapshots[n].path not in held]
+        try:
+            claim(others, run)
+        except SinkError:
+            continue  # its run lives and is at work
+        yield from carry_out(run.state, decided)
+        release(others, run)
+        yield "recover"
+
+
+def _output(snapshot: Snapshot) -> Output:
+    return Output(snapshot.output, snapshot.of, snapshot.path, snapshot.format, snapshot.partitions)
+
+
+def _decide(work: Work) -> Commit:
+    for _ in range(_TRIES):
+        newest = manifest.latest(work.run.state)
+        plan = _plan(work, newest)
+        if manifest.decide(work.run.state, plan):
+            return plan
+    raise SinkError(
+        f"{manifest.folder(work.run.state)}: {_TRIES} other commits came first.", hint="Run again when fewer runs commit at once."
+    )
+
+
+def _plan(work: Work, newest: Commit | None) -> Commit:
+    number = 1 if newest is None else newest.number + 1
+    snapshots: dict[str, Snapshot] = {} if newest is None else dict(newest.snapshots)
+    changes: dict[str, Change] = {}
+    results: list[OutputResult] = []
+    for output in work.outputs:
+        mine = tuple(s for s in work.staged if s.output == output.name)
+        snapshot, change = change_of(
+            output, snapshots.get(output.name), [(s.partition, s.path, s.rows, s.bytes) for s in mine], run=work.run, number=number,
+            sources=work.sources, letters=work.letters, schema=work.schemas.get(output.name, ()), header=work.headers.get(output.name, b""),
+        )  # fmt: skip
+        snapshots[output.name], changes[output.name] = snapshot, change
+        results.append(_result(output, mine, change))
+    record = replace(work.record, outputs=tuple(results))
+    return Commit(number, work.run.run_id, snapshots, changes, record)
+
+
+def _result(output: Output, staged: Sequence[Staged], change: Change) -> OutputResult:
+    partitions = tuple(sorted({s.partition for s in staged if s.partition}))
+    return OutputResult(
+        output.name,
+        output.of,
+        output.path,
+        output.format,
+        sum(s.rows for s in staged),
+        len(change.targets),
+        sum(s.bytes for s in staged),
+        partitions,
+        len(change.deletes),
+    )
+
+
+def _merge(merge: Merge) -> None:
+    made = f"{merge.parts[0].rpartition('/')[0]}/merged.inprogress" if merge.parts else f"{merge.target}.inprogress"
+    try:
+        with open_new(made) as out:
+            if merge.header:
+                out.write(gzip.compress(merge.header, mtime=0) if merge.gzip else merge.header)
+            elif merge.gzip and not merge.parts:
+                out.write(gzip.compress(b"", mtime=0))
+            for part in merge.parts:  # gzip members one after the other are one gzip file
+                with open_read(part) as content:
+                    shutil.copyfileobj(content, out, 1 << 20)
+    except FileNotFoundError as error:
+        raise SinkError(
+            f"{merge.target}: a staged part is gone: {error.filename}.", hint="Somebody deleted it while the run committed; run again."
+        ) from error
+    except OSError as error:
+        raise refused(merge.target, error) from error
+    move(made, merge.target)
+
+
+def _sweep(output: Output, run: RunInfo) -> None:
+    """Deletes what dead runs staged: we hold the output, so no other run is at work."""
+    keep = f"{run.run_id}.{run.attempt}"
+    for name in list_folders(output.staging):
+        if name != keep:
+            delete_tree(join(output.staging, name))

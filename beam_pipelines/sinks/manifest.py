@@ -1,0 +1,183 @@
+"""Commits: which files an output consists of, exactly, whatever else lies in its folders. Loads no Beam.
+
+    {state}/commits/00000007.json   what run 7 decided: every output's live files, the moves and deletions that make it so
+    {state}/commits/00000007.done   all of it is carried out
+
+A commit is decided by creating the .json, once, for all outputs of the run together. What follows can be repeated by anybody. A reader who
+meets a commit that is decided but not carried out takes its files for each output if all are in place, else those before it: files are
+deleted only after all new ones are in place, so one of the two views is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from beam_pipelines.sinks.places import create_new, delete, exists, join, list_files, read_bytes, write_bytes
+from beam_pipelines.sinks.results import RunResults
+
+KEPT_COMMITS = 50
+
+
+@dataclass(frozen=True)
+class LiveFile:
+    """A file of an output; `path` and `partition` are relative to the output's folder."""
+
+    path: str
+    partition: str
+    rows: int
+    bytes: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An output at rest. `version` is the commit that last changed it; `columns` names and SQL types of the partition columns.
+
+    For dead letters: `letters` says from which sources each run's letters come, `superseded` which of those a later run read again.
+    """
+
+    output: str
+    of: str
+    path: str
+    folder: str
+    format: Literal["parquet", "csv", "jsonl"]
+    version: int
+    partitions: tuple[str, ...] = ()
+    files: tuple[LiveFile, ...] = ()
+    schema: tuple[tuple[str, str], ...] = ()
+    letters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    superseded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return sum(f.rows for f in self.files)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Full paths of the live files."""
+        return tuple(join(self.folder, f.path) for f in self.files)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Parts (full paths) that become one file: `header`, then each part in order."""
+
+    target: str
+    parts: tuple[str, ...]
+    header: bytes = b""
+    gzip: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """What carries out a commit on one output: moves (from, to), then one merge, then deletions. Full paths."""
+
+    moves: tuple[tuple[str, str], ...] = ()
+    merge: Merge | None = None
+    deletes: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(to for _, to in self.moves) + ((self.merge.target,) if self.merge else ())
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One decided commit: all outputs as they will be, how to get there for those that change, and the run's record."""
+
+    number: int
+    run_id: str
+    snapshots: Mapping[str, Snapshot]
+    changes: Mapping[str, Change]
+    record: RunResults
+    version: int = 1
+
+
+def folder(state: str) -> str:
+    """Where the commits of a pipeline are kept."""
+    return join(state, "commits")
+
+
+def numbers(state: str) -> list[int]:
+    """The numbers of all commits kept, ascending."""
+    return sorted(int(n.removesuffix(".json")) for n in list_files(folder(state)) if n.endswith(".json") and n[:-5].isdigit())
+
+
+def read_commit(state: str, number: int) -> Commit | None:
+    """The commit, or None if it is not kept."""
+    content = read_bytes(_path(state, number))
+    return None if content is None else msgspec.json.decode(content, type=Commit)
+
+
+def decide(state: str, commit: Commit) -> bool:
+    """Creates the commit under its number; False if another run took the number first."""
+    return create_new(_path(state, commit.number), msgspec.json.encode(commit))
+
+
+def is_done(state: str, number: int) -> bool:
+    """Whether the commit is carried out."""
+    return exists(_path(state, number, "done"))
+
+
+def mark_done(state: str, number: int) -> None:
+    """Says that the commit is carried out."""
+    write_bytes(_path(state, number, "done"), b"")
+
+
+def unfinished(state: str) -> Iterator[Commit]:
+    """Commits that were decided and not carried out, oldest first."""
+    names = set(list_files(folder(state)))
+    for number in numbers(state):
+        if f"{number:08d}.done" not in names:
+            commit = read_commit(state, number)
+            if commit is not None:
+                yield commit
+
+
+def forget_old(state: str, keep: int = KEPT_COMMITS) -> None:
+    """Deletes all but the newest commits: each names every live file, so old ones are history only."""
+    for number in numbers(state)[:-keep]:
+        if is_done(state, number):
+            delete(_path(state, number))
+            delete(_path(state, number, "done"))
+
+
+def latest(state: str) -> Commit | None:
+    """The newest commit, carried out or not."""
+    known = numbers(state)
+    return read_commit(state, known[-1]) if known else None
+
+
+def snapshots(state: str) -> dict[str, Snapshot]:
+    """Every output as it is now: the exact view that readers use. Takes no lock; also right while a commit is under way."""
+    newest = latest(state)
+    if newest is None:
+        return {}
+    found = {name: _at_rest(state, name, snapshot) for name, snapshot in newest.snapshots.items()}
+    return {name: snapshot for name, snapshot in found.items() if snapshot is not None}
+
+
+def live_files(state: str, output: str) -> tuple[str, ...]:
+    """Full paths of the files an output consists of now; () if it was never committed."""
+    snapshot = snapshots(state).get(output)
+    return () if snapshot is None else snapshot.paths
+
+
+def _at_rest(state: str, name: str, snapshot: Snapshot) -> Snapshot | None:
+    """`snapshot`, or the one before it if its commit's files are not all in place."""
+    current: Snapshot | None = snapshot
+    while current is not None and not is_done(state, current.version):
+        commit = read_commit(state, current.version)
+        if commit is None or all(exists(target) for target in commit.changes[name].targets):
+            return current  # a forgotten commit was carried out
+        before = read_commit(state, commit.number - 1)
+        current = None if before is None else before.snapshots.get(name)
+    return current
+
+
+def _path(state: str, number: int, ending: str = "json") -> str:
+    return join(folder(state), f"{number:08d}.{ending}")

@@ -1,0 +1,200 @@
+"""The record of a run, as `run_results.json` and in `{state}/runs/{run_id}.json`: a versioned schema, shaped like dbt's.
+
+    metadata     which program, pipeline, run, when, how long
+    status       success | failed, and `failures`: one sentence each
+    outputs      what was committed where: rows, files, bytes, partitions
+    ledger       per source: read, and by which door each row left
+    dead_letters rows by `stage:REASON`;  checks, thresholds: what was judged, what was found
+
+`schema_version` rises when a field changes its meaning or goes; new fields may come without it, so readers ignore what they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import msgspec
+
+from beam_pipelines.errors import RunError
+from beam_pipelines.sinks.ledger import Ledger, Line
+from beam_pipelines.sinks.places import join, list_files, read_bytes, write_bytes
+from beam_pipelines.sinks.run import RunInfo
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Which run this was."""
+
+    run_id: str
+    pipeline: str
+    pipeline_version: str
+    contract: str
+    mode: str
+    engine: str
+    spec: str
+    started_at: str
+    finished_at: str
+    elapsed_s: float
+    beam_pipelines_version: str
+
+
+@dataclass(frozen=True)
+class OutputResult:
+    """What a run committed to one output. `replaced_files` were there before and are gone."""
+
+    name: str
+    of: str
+    path: str
+    format: str
+    rows: int
+    files: int
+    bytes: int
+    partitions: tuple[str, ...]
+    replaced_files: int = 0
+    status: Literal["committed", "untouched"] = "committed"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check judged over the run. `failing` rows of `rows`; `observed` and `expected` as people read them."""
+
+    name: str
+    status: Literal["pass", "warn", "fail"]
+    severity: str = "warn"
+    failing: int = 0
+    rows: int = 0
+    observed: str = ""
+    expected: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class ThresholdResult:
+    """One threshold: the `share` of the rows read, against the `most` allowed."""
+
+    name: str
+    share: float
+    most: float
+    status: Literal["pass", "fail"]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything a run says about itself."""
+
+    metadata: Metadata
+    status: Literal["success", "failed"]
+    failures: tuple[str, ...] = ()
+    args: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[OutputResult, ...] = ()
+    ledger: tuple[Line, ...] = ()
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    failing_rows: Mapping[str, int] = field(default_factory=dict)
+    checks: tuple[CheckResult, ...] = ()
+    thresholds: tuple[ThresholdResult, ...] = ()
+    schema_version: int = VERSION
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `run_results.json`."""
+    return msgspec.json.schema(RunResults)
+
+
+def to_json(results: RunResults) -> bytes:
+    """`results` as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n"
+
+
+def from_json(content: bytes) -> RunResults:
+    """The results that `to_json` wrote, also by a later version that added fields."""
+    return msgspec.json.decode(content, type=RunResults)
+
+
+def record_path(state: str, run_id: str) -> str:
+    """Where the record of a run is kept."""
+    return join(state, "runs", f"{run_id}.json")
+
+
+def write_run(state: str, results: RunResults) -> None:
+    """Writes or replaces the record of a run."""
+    write_bytes(record_path(state, results.metadata.run_id), to_json(results))
+
+
+def read_run(state: str, run_id: str) -> RunResults:
+    """The record of a run. Raises RunError if there is none."""
+    content = read_bytes(record_path(state, run_id))
+    if content is None:
+        raise RunError(f"run '{run_id}': no such run in {join(state, 'runs')}.", hint="`query 'SELECT * FROM runs'` lists the runs.")
+    return from_json(content)
+
+
+def find_run(state: str, run_id: str) -> RunResults | None:
+    """The record of a run, or None if it has not ended."""
+    content = read_bytes(record_path(state, run_id))
+    return None if content is None else from_json(content)
+
+
+def list_runs(state: str) -> list[RunResults]:
+    """All runs that ended, the latest start first."""
+    names = [n for n in list_files(join(state, "runs")) if n.endswith(".json")]
+    found = [find_run(state, n.removesuffix(".json")) for n in names]
+    return sorted((r for r in found if r is not None), key=lambda r: (r.metadata.started_at, r.metadata.run_id), reverse=True)
+
+
+def metadata(run: RunInfo, *, finished_at: str) -> Metadata:
+    """The metadata of a run that ends now."""
+
+    def moment(text: str) -> datetime:
+        return datetime.fromisoformat(text)
+
+    elapsed = (moment(finished_at) - moment(run.started_at)).total_seconds()
+    return Metadata(
+        run.run_id,
+        run.pipeline,
+        run.pipeline_version,
+        run.contract,
+        run.mode,
+        run.engine,
+        run.spec,
+        run.started_at,
+        finished_at,
+        round(elapsed, 3),
+        _package_version(),
+    )
+
+
+def _package_version() -> str:
+    try:
+        return version("beam-pipelines")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0"
+
+
+def judge_thresholds(ledger: Ledger, *, dead_letters: float | None, per_check: Mapping[str, float]) -> tuple[ThresholdResult, ...]:
+    """The thresholds a user set, judged: shares of the rows read (0 of 0 rows is 0)."""
+    read = ledger.read
+
+    def judged(name: str, rows: int, most: float) -> ThresholdResult:
+        share = rows / read if read else 0.0
+        return ThresholdResult(name, share, most, "fail" if share > most else "pass")
+
+    found = [] if dead_letters is None else [judged("dead_letters", ledger.dead, dead_letters)]
+    return tuple(found + [judged(f"check {name}", ledger.failing.get(name, 0), most) for name, most in per_check.items()])
+
+
+def failures_of(ledger: Ledger, checks: Sequence[CheckResult], thresholds: Sequence[ThresholdResult]) -> tuple[str, ...]:
+    """Why the run fails, one sentence each; empty if it does not."""
+    found = [] if ledger.balanced else [f"the ledger does not balance: {ledger.explain()}"]
+    found += [f"check '{c.name}' failed: {_found(c)}" for c in checks if c.status == "fail"]
+    found += [f"{t.name}: {t.share:.2%} of the rows read; at most {t.most:.2%} allowed" for t in thresholds if t.status == "fail"]
+    return tuple(found)
+
+
+def _found(check: CheckResult) -> str:
+    return check.message or f"found {check.observed or f'{check.failing} failing rows'}; expected {check.expected or 'none'}"

@@ -1,0 +1,115 @@
+"""What a run is and what it writes: the two values every sink and the commit share. Loads no Beam."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from beam_pipelines.errors import SpecError
+from beam_pipelines.sinks.places import join, parent
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+STAGING = ".staging"
+TEXT_ENDINGS = (".csv", ".jsonl", ".csv.gz", ".jsonl.gz")
+
+
+def utc_now() -> str:
+    """Now, as ISO 8601 in UTC with microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def new_run_id() -> str:
+    """A run id that sorts by start: `20130101T120000Z-1f2e3d4c`."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run of one pipeline. `run_id` is its identity: a second commit under the same id changes nothing.
+
+    `attempt` tells two launches under one id apart. `state` is the folder of runs and commits, `contract` the contract's fingerprint,
+    `started_at` ISO 8601 in UTC.
+    """
+
+    run_id: str
+    pipeline: str
+    state: str
+    pipeline_version: str = "0"
+    contract: str = ""
+    started_at: str = field(default_factory=utc_now)
+    mode: str = "batch"
+    engine: str = ""
+    spec: str = ""
+    attempt: str = field(default_factory=lambda: secrets.token_hex(6))
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.run_id):
+            raise SpecError(
+                f"run id {self.run_id!r}: expected letters, digits, '.', '_' and '-', at most 128, the first a letter or digit."
+            )
+
+
+@dataclass(frozen=True)
+class Output:
+    """One destination of a run. `name` is its label, `of` what is written there: rows, dead_letters, or an aggregate's name.
+
+    `replace`: what a run replaces. partitions: those it wrote; all: everything; runs (dead letters): letters of sources it read again. An
+    output without partitions is replaced whole.
+    """
+
+    name: str
+    of: str
+    path: str
+    format: Literal["parquet", "csv", "jsonl"] = "parquet"
+    partitions: tuple[str, ...] = ()
+    replace: Literal["partitions", "all", "runs"] = "partitions"
+    gzip: bool = False
+
+    @property
+    def single(self) -> bool:
+        """Whether `path` is one file rather than a folder of files."""
+        return self.format != "parquet" and self.path.endswith(TEXT_ENDINGS)
+
+    @property
+    def folder(self) -> str:
+        """The folder the output's files lie in."""
+        return parent(self.path) if self.single else self.path
+
+    @property
+    def staging(self) -> str:
+        """Where runs stage files of this output; on the same file system, so that a move is a rename."""
+        name = self.path.rpartition("/")[2]
+        return join(self.folder, f"{STAGING}-{name}" if self.single else STAGING)
+
+    @property
+    def ending(self) -> str:
+        return f".{self.format}" + (".gz" if self.gzip else "")
+
+
+def staging_of(output: Output, run: RunInfo) -> str:
+    """The folder where this attempt of the run stages files of the output."""
+    return join(output.staging, f"{run.run_id}.{run.attempt}")
+
+
+def check_outputs(outputs: Sequence[Output]) -> None:
+    """Raises SpecError where two outputs share a name or one's place lies in another's."""
+    for i, one in enumerate(outputs):
+        for other in outputs[i + 1 :]:
+            if one.name == other.name:
+                raise SpecError(f"outputs: two are called '{one.name}'.", hint="Give each sink its own label.")
+            if _overlap(one, other):
+                raise SpecError(
+                    f"outputs '{one.name}' and '{other.name}' overlap: {one.path} and {other.path}.",
+                    hint="Give each output its own folder.",
+                )
+
+
+def _overlap(one: Output, other: Output) -> bool:
+    if one.single and other.single:
+        return one.path == other.path
+    paths = sorted((p.path.rstrip("/") + "/" for p in (one, other)), key=len)
+    return paths[1].startswith(paths[0])

@@ -1,0 +1,144 @@
+"""The transform all file sinks share: rows in; staged files, refused rows and ledger counts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import duckdb
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindow, WindowedValue
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+
+from beam_pipelines import metrics
+from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.masking import mask_batch
+from beam_pipelines.arrow.partition import Partition
+from beam_pipelines.arrow.program import row_json
+from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, POSITION, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
+from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused, rows_by_source
+from beam_pipelines.sinks.ledger import DEAD_AT_SINK
+from beam_pipelines.sinks.run import Output, RunInfo, staging_of
+
+DEAD, COUNTS = "dead", "counts"
+FILE, SCHEMA = "file", "schema"
+
+
+class Written(NamedTuple):
+    """The three doors of a sink. `files` and `counts` are for `Commit`; `dead` are letters for rows the sink refused."""
+
+    files: beam.PCollection
+    dead: beam.PCollection
+    counts: beam.PCollection
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How sensitive columns are masked. `key` gives the secret for `sensitive: hmac`; it is called on the worker, never stored in the graph."""
+
+    contract: Contract
+    key: Callable[[], bytes | None] | None = None
+
+    def secret(self) -> bytes | None:
+        return self.key() if self.key is not None else None
+
+
+class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
+    """Stages an output's rows; the base of the file sinks."""
+
+    def __init__(
+        self, output: Output, *, layout: Layout, encoder: Encoder, masking: Masking | None = None, event_time: str | None = None
+    ) -> None:
+        super().__init__()
+        self.output = output
+        self._writing = Writing(output, layout, encoder, masking, event_time)
+
+    def expand(self, rows: beam.PCollection) -> Written:
+        done = rows | "Stage" >> beam.ParDo(StageFiles(self._writing)).with_outputs(DEAD, COUNTS, main=FILE)
+        done.dead.element_type = pa.RecordBatch
+        return Written(done[FILE], done[DEAD], done[COUNTS])
+
+
+@dataclass(frozen=True)
+class Writing:
+    """All a worker needs to write an output."""
+
+    output: Output
+    layout: Layout
+    encoder: Encoder
+    masking: Masking | None
+    event_time: str | None
+
+
+class StageFiles(beam.DoFn):  # type: ignore[misc]
+    """Batches to staged files, open across the bundle; emits a file's element when the bundle ends, so a failed bundle emits nothing."""
+
+    def __init__(self, writing: Writing) -> None:
+        self._writing = writing
+        self._secret: bytes | None = None
+
+    def setup(self) -> None:
+        if self._writing.masking is not None:
+            self._secret = self._writing.masking.secret()
+
+    def start_bundle(self) -> None:
+        self._files = Files(self._writing.layout, self._writing.encoder)
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        if not batch.num_rows:
+            return
+        name = self._writing.output.name
+        for refused in self._files.write(self._masked(batch)):
+            yield beam.pvalue.TaggedOutput(DEAD, self._letters(refused))
+            first = unit_of(refused.rows)
+            for source, rows in rows_by_source(refused.rows).items():
+                yield beam.pvalue.TaggedOutput(COUNTS, (f"{name}:{first}", source, "dead", DEAD_AT_SINK + name, rows))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        name, columns = self._writing.output.name, self._files.columns
+        for closed in self._files.close():
+            metrics.count("rows_written", closed.rows)
+            yield _global((FILE, name, closed.partition, closed.path, closed.rows, closed.bytes))
+            for source, rows in closed.sources.items():
+                yield beam.pvalue.TaggedOutput(COUNTS, _global((closed.path, source, "written", name, rows)))
+        if columns is not None:
+            yield _global((SCHEMA, name, sql_schema(columns)))
+
+    def _masked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        masking = self._writing.masking
+        return batch if masking is None else mask_batch(batch, masking.contract, key=self._secret)
+
+    def _letters(self, refused: Refused) -> pa.RecordBatch:
+        """Letters whose raw bytes are the row as JSON: the record itself was dropped after validation."""
+        rows, event_time = refused.rows, self._writing.event_time
+        verdict = Rejected("write", "SINK", (Failure(self._writing.output.name, "", refused.message),))
+        times = rows.column(event_time).cast(pa.timestamp("us", "UTC")) if event_time in rows.schema.names else None
+        plain = rows.select([n for n in rows.schema.names if n != RAW])
+        return dead_letters(plain.append_column(RAW, row_json(plain)), [verdict] * rows.num_rows, event_time=times, raw_format="row")
+
+
+def layout_of(output: Output, run: RunInfo, *, by: Sequence[Partition] = (), provenance: bool = True, **bounds: Any) -> Layout:
+    """Where this run stages the output's files, and which columns they have besides the rows' own."""
+    constants = ((RUN_ID, run.run_id), (CONTRACT, run.contract)) if provenance else ()
+    drop = frozenset({RAW, KEY_HASH, RUN_ID, CONTRACT} | (set() if provenance else PROVENANCE_NAMES))
+    return Layout(output.name, staging_of(output, run), output.ending, tuple(by), constants=constants, drop=drop, **bounds)
+
+
+def sql_schema(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
+    """Names and DuckDB types of the columns."""
+    plain = pa.schema([pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
+    relation = duckdb.connect().from_arrow(plain.empty_table())
+    return tuple((name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True))
+
+
+def unit_of(rows: pa.RecordBatch) -> str:
+    """A name for these rows that a replay gives again: their first row's identity and their number."""
+    first = rows.column(POSITION)[0].as_py() if POSITION in rows.schema.names else ""
+    return f"{next(iter(rows_by_source(rows)))}@{first}+{rows.num_rows}"
+
+
+def _global(value: Any) -> WindowedValue:
+    return WindowedValue(value, MIN_TIMESTAMP, [GlobalWindow()])

@@ -1,0 +1,1 @@
+"""Sources: where raw batches come from."""

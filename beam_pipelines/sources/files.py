@@ -1,0 +1,180 @@
+"""Files as raw batches: paths, globs, directories and URLs, compressed or not, split by byte ranges where the format allows."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from beam_pipelines import metrics
+from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.schema import POSITION, PROVENANCE, RAW, Failure, Rejected, dead_letters, provenance
+from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.errors import SourceError
+from beam_pipelines.formats.compression import codec_of, decompress
+from beam_pipelines.formats.reader import Broken, Limits
+from beam_pipelines.formats.registry import reader
+from beam_pipelines.spec.sources import FileSource
+
+DEAD, COUNTS = "dead", "counts"
+Count = tuple[str, str, str, str, int]
+
+
+class FileRange(NamedTuple):
+    """A part of a file: bytes [start, end); `end` is -1 for a file read whole. `size` is the file's size in bytes."""
+
+    path: str
+    start: int
+    end: int
+    size: int
+
+
+class ReadRows(NamedTuple):
+    """What a source gives: raw batches, dead letters of what could not be read, ledger counts."""
+
+    rows: beam.PCollection
+    dead: beam.PCollection
+    counts: beam.PCollection
+
+
+class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
+    """Raw batches of the files of `source`.
+
+    Files are listed when the graph is built. Every record is in a batch or, where it cannot be read, a dead letter with its byte
+    offset; a file that has vanished or cannot be opened is one dead letter (reason FILE).
+
+    Raises SourceError where a pattern matches no file.
+    """
+
+    def __init__(self, source: FileSource, contract: Contract) -> None:
+        super().__init__()
+        self.source = source
+        self.contract = contract
+
+    def expand(self, begin: beam.pvalue.PBegin) -> ReadRows:
+        ranges = file_ranges(self.source, self.contract)
+        read_range = beam.ParDo(_ReadRange(self.source, self.contract)).with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count)
+        read = (
+            begin
+            | "FileRanges" >> beam.Create([tuple(r) for r in ranges], reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> read_range.with_outputs(DEAD, COUNTS, main="rows")
+        )
+        return ReadRows(read.rows, read.dead, read.counts)
+
+
+class _ReadRange(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, source: FileSource, contract: Contract) -> None:
+        self.source = source
+        self.contract = contract
+
+    def process(self, element: tuple[str, int, int, int]) -> Iterator[Any]:
+        part = FileRange(*element)
+        unit = f"{part.path}@{part.start}"
+        rows = 0
+        broken: Counter[str] = Counter()
+        for piece in read_range(part, self.source, self.contract):
+            if isinstance(piece, Broken):
+                broken[piece.reason] += 1
+                yield beam.pvalue.TaggedOutput(DEAD, broken_letter(part.path, piece))
+            else:
+                rows += piece.num_rows
+                yield piece
+        metrics.count("files_read", int(part.start == 0))
+        read = rows + broken.total()
+        metrics.count("rows_read", read)
+        metrics.count("bytes_read", (part.end if part.end >= 0 else part.size) - part.start)
+        yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.path, "read", "", read))
+        for reason, letters in broken.items():
+            yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.path, "dead", f"read:{reason}", letters))
+
+
+def read_range(part: FileRange, source: FileSource, contract: Contract) -> Iterator[pa.RecordBatch | Broken]:
+    """The raw batches of one range, with provenance; what cannot be read as Broken. Never raises for the file's sake."""
+    limits = Limits(max_record_bytes=source.max_record_bytes, block_bytes=source.block_bytes)
+    position = part.start
+    try:
+        with _open(part, source) as stream:
+            for piece in reader(source.format, contract).read(stream, start=part.start, end=None if part.end < 0 else part.end, limits=limits):
+                if isinstance(piece, Broken):
+                    yield piece
+                elif piece.num_rows:
+                    position = int(piece.column(POSITION)[-1].as_py())
+                    yield with_provenance(piece, part.path)
+    except OSError as error:
+        yield Broken(position, "FILE", f"{part.path}: cannot be read after position {position}: {error}", None)
+
+
+def with_provenance(batch: pa.RecordBatch, source: str) -> pa.RecordBatch:
+    """A reader's batch with the three provenance columns in front; schema metadata is kept."""
+    columns = provenance(source, batch.column(POSITION))
+    rest = [n for n in batch.schema.names if n != POSITION]
+    fields = [*PROVENANCE, *(batch.schema.field(n) for n in rest)]
+    return pa.RecordBatch.from_arrays([*columns, *(batch.column(n) for n in rest)], schema=pa.schema(fields, batch.schema.metadata))
+
+
+def broken_letter(path: str, broken: Broken) -> pa.RecordBatch:
+    """The dead letter of a record or a rest of a file that cannot be read."""
+    row = pa.RecordBatch.from_arrays(
+        [*provenance(path, pa.array([broken.position], pa.int64())), pa.array([broken.raw], pa.binary())], names=[*PROVENANCE.names, RAW]
+    )
+    verdict = Rejected("read", broken.reason, (Failure(broken.reason.lower(), "", broken.message),))
+    return dead_letters(row, [verdict], raw_format="bytes")
+
+
+def file_ranges(source: FileSource, contract: Contract) -> list[FileRange]:
+    """All parts of all files of `source`, in path order."""
+    ranges: list[FileRange] = []
+    for path, size in list_files(source.patterns):
+        whole = codec_of(path, source.compression) is not None or not reader(source.format, contract).splittable()
+        if whole or size <= source.block_bytes:
+            ranges.append(FileRange(path, 0, -1, size))
+        else:
+            cuts = [*range(0, size, source.block_bytes), size]
+            ranges += [FileRange(path, a, b, size) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return ranges
+
+
+def list_files(patterns: Sequence[str]) -> list[tuple[str, int]]:
+    """Path and size of every file that a pattern matches: a path, a glob, or a directory (its files, not hidden ones).
+
+    Raises SourceError where a pattern matches nothing.
+    """
+    found: dict[str, int] = {}
+    for pattern in patterns:
+        matched = list(_match(pattern))
+        if not matched:
+            raise SourceError(f"sources: {pattern}: matches no file.", hint="Check the path; relative paths start at the spec's folder.")
+        found.update(matched)
+    return sorted(found.items())
+
+
+def _match(pattern: str) -> Iterable[tuple[str, int]]:
+    directory = os.path.isdir(pattern) or pattern.endswith("/")
+    glob = pattern.rstrip("/") + "/**" if directory else pattern
+    try:
+        results = FileSystems.match([glob])
+    except Exception as error:  # Beam wraps every filesystem's errors in its own classes
+        raise SourceError(f"sources: {pattern}: cannot be listed: {error}") from error
+    for metadata in results[0].metadata_list:
+        name = metadata.path.rsplit("/", 1)[-1]
+        if not (directory and name.startswith((".", "_"))):
+            yield metadata.path, metadata.size_in_bytes
+
+
+def _open(part: FileRange, source: FileSource) -> BinaryIO:
+    stream: BinaryIO
+    if "://" in part.path:
+        stream = FileSystems.open(part.path, compression_type=CompressionTypes.UNCOMPRESSED)
+    else:
+        stream = open(part.path, "rb", buffering=0)
+    codec = codec_of(part.path, source.compression)
+    if codec is None:
+        return stream
+    return decompress(stream, codec, max_expansion=source.max_expansion, compressed_size=part.size)

@@ -1,0 +1,109 @@
+"""Lookup tables from files, read once per worker process when the first batch asks for them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
+
+import fastavro
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.orc
+import pyarrow.parquet
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from beam_pipelines.arrow.conform import conform_batch
+from beam_pipelines.arrow.contract import Column, Contract
+from beam_pipelines.arrow.engine import as_batch
+from beam_pipelines.arrow.enrich import LookupTable, lookup_table
+from beam_pipelines.errors import RunError, SourceError, SpecError
+from beam_pipelines.formats.compression import codec_of, decompress
+from beam_pipelines.formats.options import CsvFormat, Format
+from beam_pipelines.sources.files import list_files
+from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sources import LookupSource
+
+_MAX_EXPANSION = 1000
+
+
+@dataclass(frozen=True)
+class FileLookup:
+    """A lookup's files; calling it gives the table, the same object for all batches of a worker process."""
+
+    name: str
+    source: LookupSource
+
+    def __call__(self) -> LookupTable:
+        return _loaded(self.name, self.source.model_dump_json(by_alias=True))
+
+
+def lookups_of(spec: PipelineSpec) -> dict[str, FileLookup]:
+    """What opens each lookup of `spec`, by name."""
+    return {name: FileLookup(name, source) for name, source in spec.lookups.items()}
+
+
+@lru_cache(maxsize=64)
+def _loaded(name: str, source_json: str) -> LookupTable:
+    source = LookupSource.model_validate_json(source_json)
+    tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
+    table = as_batch(pa.concat_tables(tables, promote_options="permissive"))
+    return lookup_table(_typed(table, source.columns or {}, name), name=name, key=source.keys, duplicates=source.duplicates)
+
+
+def _read(path: str, size: int, fmt: Format, name: str) -> pa.Table:
+    try:
+        codec = codec_of(path, "auto")
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+            stream = raw if codec is None else decompress(raw, codec, max_expansion=_MAX_EXPANSION, compressed_size=size)
+            return _READERS[fmt.type](stream, fmt)
+    except OSError as error:
+        raise SourceError(f"lookup '{name}': {path}: cannot be read: {error}") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise RunError(f"lookup '{name}': {path}: is no valid {fmt.type} file: {error}", hint="A lookup is read whole or not at all.") from error
+
+
+def _csv(stream: BinaryIO, fmt: Format) -> pa.Table:
+    if not isinstance(fmt, CsvFormat):
+        raise SpecError(f"a lookup's format: got {fmt.type}; expected csv, json, parquet, avro or orc")
+    content = stream.read()
+    read = pyarrow.csv.ReadOptions(
+        encoding=fmt.encoding, skip_rows=fmt.skip_rows, autogenerate_column_names=not fmt.header and fmt.columns is None,
+        column_names=list(fmt.columns) if fmt.columns and not fmt.header else None,
+    )  # fmt: skip
+    parse = pyarrow.csv.ParseOptions(
+        delimiter=fmt.delimiter, quote_char=fmt.quote or False, escape_char=fmt.escape or False, newlines_in_values=fmt.multiline
+    )
+    header = pyarrow.csv.open_csv(io.BytesIO(content), read_options=read, parse_options=parse).schema.names
+    texts = {column: pa.string() for column in header}  # a type is never guessed: "007" stays "007"
+    convert = pyarrow.csv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    return pyarrow.csv.read_csv(io.BytesIO(content), read_options=read, parse_options=parse, convert_options=convert)
+
+
+_READERS: Mapping[str, Callable[[BinaryIO, Format], pa.Table]] = {
+    "csv": _csv,
+    "json": lambda stream, _: pyarrow.json.read_json(io.BytesIO(stream.read())),
+    "parquet": lambda stream, _: pyarrow.parquet.read_table(io.BytesIO(stream.read()), page_checksum_verification=True),
+    "orc": lambda stream, _: pyarrow.orc.read_table(io.BytesIO(stream.read())),
+    "avro": lambda stream, _: pa.Table.from_pylist(list(fastavro.reader(stream))),
+    "text": _csv,
+}
+
+
+def _typed(table: pa.RecordBatch, columns: Mapping[str, str], name: str) -> pa.RecordBatch:
+    """The table with the types the spec gives. Raises RunError for the first value that does not fit."""
+    unknown = [c for c in columns if c not in table.schema.names]
+    if unknown:
+        raise SpecError(f"lookup '{name}': its files have no column {unknown[0]!r}; they have {', '.join(table.schema.names)}")
+    if not columns:
+        return table
+    contract = Contract(columns={c: Column(type=kind) for c, kind in columns.items()})
+    split = conform_batch(table.select(list(columns)), contract)
+    if split.dead.num_rows:
+        raise RunError(f"lookup '{name}': {split.dead.num_rows} rows do not fit its columns' types; the first: {split.dead['message'][0].as_py()}")
+    typed = {n: split.rows[n] if n in columns else table[n] for n in table.schema.names}
+    return pa.RecordBatch.from_arrays(list(typed.values()), names=list(typed))

@@ -1,0 +1,218 @@
+"""What a spec must satisfy beyond its shape: every name known, every expression typed, every part fitting the others."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from beam_pipelines.arrow.expressions import family
+from beam_pipelines.arrow.types import parse_type
+from beam_pipelines.arrow.validate import Check
+from beam_pipelines.errors import SpecError, nearest
+from beam_pipelines.formats.options import CsvFormat, Format, TextFormat
+from beam_pipelines.spec.check_contract import check_contract, check_zone
+from beam_pipelines.spec.check_outputs import check_aggregate, check_sinks
+from beam_pipelines.spec.check_steps import check_step
+from beam_pipelines.spec.document import Document
+from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.problems import Path
+from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
+from beam_pipelines.spec.secrets import check_reference
+from beam_pipelines.spec.sources import Arrival, LookupSource
+
+__all__ = ["Checked", "check_contract", "check_spec"]
+
+
+class Checked(NamedTuple):
+    """The columns of the final rows with their DuckDB types (None: known in the run only), and what is worth knowing."""
+
+    columns: dict[str, str | None]
+    notes: tuple[str, ...]
+
+
+def check_spec(spec: PipelineSpec, document: Document) -> Checked:
+    """Adds everything that is wrong with `spec` to the document's problems, at its place."""
+    columns = check_contract(spec.contract, document, at=("contract",))
+    check_zone(document, ("time_zone",), spec.time_zone)
+    _check_names(spec, document)
+    _check_sources(spec, document, columns)
+    for name, lookup in spec.lookups.items():
+        _check_lookup(document, ("lookups", name), lookup)
+    scope = Scope(document, dict(columns))
+    for i, step in enumerate(spec.transform):
+        check_step(scope, ("transform", i), step, spec.lookups)
+    for i, check in enumerate(spec.checks):
+        _check_check(scope, ("checks", i), check, spec)
+    _check_thresholds(spec, document)
+    _check_deduplicate(scope, spec)
+    outputs = {n: check_aggregate(scope, ("aggregates", n), a, spec) for n, a in spec.aggregates.items()}
+    check_sinks(scope, spec, outputs)
+    _check_secrets(spec, document)
+    return Checked(scope.columns, tuple(_notes(spec, scope)))
+
+
+def _check_names(spec: PipelineSpec, document: Document) -> None:
+    for section in ("parameters", "lookups", "aggregates"):
+        for name in getattr(spec, section):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+                document.problem(
+                    (section, name), f"got the name {name!r}; expected letters, digits, _ and -, not starting with a digit", key=True
+                )
+    first: dict[str, int] = {}
+    for i, check in enumerate(spec.checks):
+        if check.name in first:
+            document.problem(("checks", i, "name"), f"checks[{first[check.name]}] is called {check.name!r} too; names must differ")
+        first.setdefault(check.name, i)
+        if check.name in spec.contract.columns:
+            document.problem(
+                ("checks", i, "name"), f"{check.name!r} is a column's name, under which its own rules are counted; choose another"
+            )
+
+
+def _check_sources(spec: PipelineSpec, document: Document, columns: dict[str, str | None]) -> None:
+    for i, source in enumerate(spec.sources.batch):
+        at: Path = ("sources", "batch", i)
+        _check_patterns(document, (*at, "files"), source.patterns)
+        _check_format(document, (*at, "format"), source.format, spec)
+        _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=False)
+    for i, stream in enumerate(spec.sources.stream):
+        at = ("sources", "stream", i)
+        _check_format(document, (*at, "format"), stream.format, spec)
+        _check_arrival(document, (*at, "arrival"), stream.arrival, columns, messages=True)
+        if stream.format.type in ("parquet", "orc", "avro"):
+            document.problem((*at, "format"), f"a message holds one record; {stream.format.type} is a format of files")
+        if not re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", stream.pubsub):
+            document.problem((*at, "pubsub"), f"got {stream.pubsub!r}; expected projects/PROJECT/subscriptions/SUBSCRIPTION")
+
+
+def _check_patterns(document: Document, path: Path, patterns: tuple[str, ...]) -> None:
+    if not patterns:
+        document.problem(path, "the list is empty; expected a path, a glob, a directory or a URL")
+    for pattern in patterns:
+        if not pattern.strip():
+            document.problem(path, "the path is empty")
+
+
+def _check_arrival(document: Document, path: Path, arrival: Arrival | None, columns: dict[str, str | None], *, messages: bool) -> None:
+    if arrival is None:
+        return
+    if arrival.attribute is not None and not messages:
+        document.problem((*path, "attribute"), "files have no attributes; name a column", key=True)
+    if arrival.column is not None and Scope(document, columns).known((*path, "column"), arrival.column):
+        kind = columns[arrival.column]
+        if kind != "TIMESTAMP":
+            document.problem((*path, "column"), f"column {arrival.column!r} has type {kind}; expected timestamp")
+
+
+def _check_format(document: Document, path: Path, fmt: Format, spec: PipelineSpec | None) -> None:
+    if isinstance(fmt, CsvFormat) and fmt.columns is not None and fmt.header:
+        document.problem((*path, "columns"), "'columns' is for files without a header; write header: false", key=True)
+    if isinstance(fmt, TextFormat) and spec is not None:
+        groups = set(re.compile(fmt.pattern).groupindex)
+        for name, column in spec.contract.read.items():
+            if column.keys(name)[0] not in groups:
+                document.problem((*path, "pattern"), f"no group for the column {name!r}; {nearest(name, groups)}")
+
+
+def _check_lookup(document: Document, path: Path, lookup: LookupSource) -> None:
+    _check_patterns(document, (*path, "files"), lookup.patterns)
+    _check_format(document, (*path, "format"), lookup.format, None)
+    if not lookup.keys:
+        document.problem((*path, "key"), "the list is empty; expected the columns a row is found by")
+    for name, kind in (lookup.columns or {}).items():
+        try:
+            parse_type(kind)
+        except SpecError as error:
+            document.problem((*path, "columns", name), str(error))
+
+
+def _check_check(scope: Scope, path: Path, check: Check, spec: PipelineSpec) -> None:
+    document = scope.document
+    if check.expr is not None:
+        scope.expression((*path, "expr"), check.expr, kind="boolean")
+    if check.unique is not None:
+        scope.all_known((*path, "unique"), check.unique)
+    if check.null_rate is not None:
+        scope.known((*path, "null_rate", "column"), check.null_rate.column)
+    if check.freshness is not None and scope.known((*path, "freshness", "column"), check.freshness["column"], also=PROVENANCE):
+        kind = {**PROVENANCE, **scope.columns}[check.freshness["column"]]
+        if kind is not None and family(kind) != "date":
+            document.problem(
+                (*path, "freshness", "column"), f"column {check.freshness['column']!r} has type {kind}; expected TIMESTAMP or DATE"
+            )
+    if check.references is not None:
+        lookup = spec.lookups.get(check.references.lookup)
+        scope.all_known((*path, "references", "columns"), check.references.columns)
+        if lookup is None:
+            hint = nearest(check.references.lookup, spec.lookups) if spec.lookups else "the spec has no lookups"
+            document.problem((*path, "references", "lookup"), f"unknown lookup {check.references.lookup!r}; {hint}")
+        elif len(lookup.keys) != len(check.references.columns):
+            message = f"got {len(check.references.columns)} columns; the key of lookup {check.references.lookup!r} has {len(lookup.keys)}: {', '.join(lookup.keys)}"
+            document.problem((*path, "references", "columns"), message, key=True)
+
+
+def _check_thresholds(spec: PipelineSpec, document: Document) -> None:
+    names = [c.name for c in spec.checks]
+    for name, share in spec.thresholds.per_check.items():
+        at = ("thresholds", "per_check", name)
+        if name not in names:
+            document.problem(at, f"unknown check {name!r}; {nearest(name, names) if names else 'the spec has no checks'}", key=True)
+        if not 0 <= share <= 1:
+            document.problem(at, f"got {share}; expected a share from 0 to 1")
+
+
+def _check_deduplicate(scope: Scope, spec: PipelineSpec) -> None:
+    rule, document = spec.deduplicate, scope.document
+    if rule is None:
+        return
+    if not (rule.key or spec.contract.key):
+        document.problem(("deduplicate",), "needs a key: set contract.key, or 'key' here", key=True)
+    at: Path = ("deduplicate", "key") if rule.key else ("deduplicate",)
+    for i, name in enumerate(rule.key or spec.contract.key):
+        place: Path = (*at, i) if rule.key else at
+        if (rule.key or name in spec.contract.columns) and scope.known(place, name):
+            kind = scope.columns[name]
+            if kind is not None and family(kind) == "nested":
+                document.problem(place, f"key column {name!r} has type {kind}; expected a plain type")
+    if rule.within is not None and spec.contract.event_time is None:
+        document.problem(("deduplicate", "within"), "is measured in event time, and the contract has no event_time", key=True)
+    elif rule.within is not None and spec.contract.event_time in spec.contract.columns:
+        scope.known(("deduplicate", "within"), str(spec.contract.event_time))
+    if rule.within is None and spec.sources.stream:
+        document.problem(("deduplicate",), "needs 'within': a stream cannot remember every key for ever", key=True)
+    if rule.order_by != ARRIVAL and scope.known(("deduplicate", "order_by"), rule.order_by, also={ARRIVAL: "TIMESTAMP"}):
+        kind = scope.columns[rule.order_by]
+        if kind is not None and family(kind) in ("nested", "binary"):
+            document.problem(("deduplicate", "order_by"), f"column {rule.order_by!r} has type {kind}; expected a type with an order")
+
+
+def _check_secrets(spec: PipelineSpec, document: Document) -> None:
+    references: list[tuple[Path, str | None]] = [(("hmac_key",), spec.hmac_key), (("dead_letters", "raw_key"), spec.dead_letters.raw_key)]
+    for path, ref in references:
+        problem = check_reference(ref) if ref is not None else None
+        if problem is not None:
+            document.problem(path, problem)
+
+
+def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
+    notes = []
+    sensitive = spec.contract.sensitive
+    if sensitive:
+        key = spec.dead_letters.raw_key
+        kept = f"stored encrypted under {key}" if key else "left out (set dead_letters.raw_key to keep them encrypted)"
+        if spec.hmac_key is None and spec.hmac_reference is not None:
+            notes.append(
+                f"hmac_key is not set: workers take the key for sensitive columns from {spec.hmac_reference}, and fail without it."
+            )
+        notes.append(f"The contract has sensitive columns ({', '.join(sensitive)}): raw bytes of dead letters are {kept}.")
+    if sensitive and spec.contract.unknown_columns == "keep":
+        notes.append("unknown_columns: keep writes values the contract does not name into _unknown, as they are: none of them is masked.")
+    dropped = [n for n in spec.contract.key if sensitive.get(n) in ("drop", "redact")]
+    if dropped:
+        notes.append(f"Key columns {', '.join(dropped)} are masked in the outputs: written rows cannot be told apart by their key.")
+    if not any(sink.from_ == "dead_letters" for sink in spec.sinks):
+        notes.append("No sink takes dead_letters: rejected rows are counted, and their content is lost.")
+    unused = [n for n in spec.aggregates if not any(sink.from_ == n for sink in spec.sinks)]
+    if unused:
+        notes.append(f"No sink takes {', '.join(unused)}: it is computed for nothing.")
+    return notes

@@ -1,0 +1,157 @@
+"""Aggregates and sinks against the final columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from beam_pipelines.arrow.aggregate import AggregateSpec
+from beam_pipelines.arrow.expressions import family
+from beam_pipelines.arrow.measures import parse_measure, result_type
+from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.errors import SpecError, nearest
+from beam_pipelines.spec.check_contract import check_zone
+from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.problems import Path
+from beam_pipelines.spec.scope import PROVENANCE, Scope
+from beam_pipelines.spec.sinks import ParquetSink, Sink
+
+ROWS, DEAD_LETTERS = "rows", "dead_letters"
+DEAD_LETTER_COLUMNS: dict[str, str | None] = {
+    "source": "VARCHAR", "position": "BIGINT", "stage": "VARCHAR", "reason": "VARCHAR", "message": "VARCHAR",
+    "failures": 'STRUCT("name" VARCHAR, "column" VARCHAR, "message" VARCHAR)[]', "raw": "BLOB", "raw_format": "VARCHAR",
+    "event_time": "TIMESTAMP", "arrival_time": "TIMESTAMP", "pipeline": "VARCHAR", "pipeline_version": "VARCHAR",
+    "contract": "VARCHAR", "run_id": "VARCHAR",
+}  # fmt: skip
+PANE_COLUMNS: dict[str, str | None] = {
+    "_window_start": "TIMESTAMP", "_window_end": "TIMESTAMP", "_pane": "VARCHAR", "_pane_index": "BIGINT", "_epoch": "BIGINT",
+}  # fmt: skip
+_LEVELS = {"zstd": (1, 22), "gzip": (1, 9)}
+
+
+def check_aggregate(scope: Scope, path: Path, spec: AggregateSpec, pipeline: PipelineSpec) -> dict[str, str | None]:
+    """Checks an aggregate; gives its output columns, without those every pane has."""
+    document = scope.document
+    if path[-1] in (ROWS, DEAD_LETTERS):
+        document.problem(path, f"an aggregate cannot be called {path[-1]!r}: that is an output of every pipeline", key=True)
+    _check_time(scope, path, spec, pipeline)
+    scope.all_known((*path, "group_by"), spec.group_by)
+    out = Scope(document)
+    for i, name in enumerate(spec.group_by):
+        kind = scope.columns.get(name)
+        if kind is not None and family(kind) == "nested":
+            document.problem((*path, "group_by", i), f"column {name!r} has type {kind}; expected a plain type to group by")
+        out.columns[name] = kind
+    for name, text in spec.measures.items():
+        at = (*path, "measures", name)
+        out.add(at, name, _measure_type(scope, at, text))
+    return out.columns
+
+
+def _check_time(scope: Scope, path: Path, spec: AggregateSpec, pipeline: PipelineSpec) -> None:
+    document, column = scope.document, spec.time or pipeline.contract.event_time
+    at = (*path, "time") if spec.time is not None else (*path, "windowing")
+    if spec.windowing is None:
+        if pipeline.sources.stream:
+            document.problem(path, "needs 'windowing': without windows a stream would never give an answer", key=True)
+        if spec.time is not None:
+            document.problem(at, "'time' is what windows are cut by, and the aggregate has no 'windowing'", key=True)
+        return
+    check_zone(document, (*path, "windowing", "time_zone"), spec.windowing.time_zone)
+    if column is None:
+        document.problem(at, "windows need a time: set contract.event_time, or 'time' here", key=True)
+    elif scope.known(at, column, also=PROVENANCE):
+        kind = {**PROVENANCE, **scope.columns}[column]
+        if kind is not None and family(kind) != "date":
+            document.problem(at, f"column {column!r} has type {kind}; expected TIMESTAMP or DATE to cut windows by")
+
+
+def _measure_type(scope: Scope, path: Path, text: str) -> str | None:
+    document = scope.document
+    try:
+        measure = parse_measure(text)
+    except SpecError as error:
+        document.problem(path, str(error))
+        return None
+    if measure.where:
+        scope.expression(path, measure.where, kind="boolean", shift=text.rindex(measure.where))
+    if not measure.argument:
+        return "BIGINT"
+    kind = scope.expression(path, measure.argument, kind="aggregate-arg", shift=text.index(measure.argument, text.index("(")))
+    if kind is None:
+        return None
+    if measure.function in ("min", "max") and family(kind) == "nested":
+        document.problem(path, f"{measure.function} needs a type with an order; its argument has type {kind}")
+        return None
+    try:
+        return result_type(measure, kind)
+    except SpecError as error:
+        document.problem(path, str(error))
+        return None
+
+
+def check_sinks(scope: Scope, pipeline: PipelineSpec, outputs: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Checks every sink against the columns of the output it takes; `outputs` are the aggregates' columns by name."""
+    document = scope.document
+    known = {**outputs, ROWS: scope.columns, DEAD_LETTERS: DEAD_LETTER_COLUMNS}
+    taken: dict[str, int] = {}
+    for i, sink in enumerate(pipeline.sinks):
+        path: Path = ("sinks", i)
+        if sink.from_ not in known:
+            document.problem((*path, "from"), f"unknown output {sink.from_!r}; {nearest(sink.from_, known)}")
+        kind = next(k for k in ("parquet", "csv", "jsonl") if getattr(sink, k) is not None)
+        place = sink.destination.path.rstrip("/")
+        if not place:
+            document.problem((*path, kind, "path"), "the path is empty")
+        if place in taken:
+            document.problem((*path, kind, "path"), f"sinks[{taken[place]}] writes to the same place; each output needs its own")
+        taken.setdefault(place, i)
+        if sink.parquet is not None and sink.from_ in known:
+            columns = Scope(document, dict(known[sink.from_]), gone=scope.gone if sink.from_ == ROWS else {})
+            _check_parquet(columns, (*path, "parquet"), sink, sink.parquet, pipeline)
+
+
+def _check_parquet(scope: Scope, path: Path, sink: Sink, parquet: ParquetSink, pipeline: PipelineSpec) -> None:
+    own: Mapping[str, str | None] = {}
+    if sink.from_ == ROWS and (sink.provenance or pipeline.provenance) == "on":
+        own = PROVENANCE
+    elif sink.from_ not in (ROWS, DEAD_LETTERS):
+        own = PANE_COLUMNS
+    names: set[str] = set()
+    for i, text in enumerate(parquet.partition_by):
+        _check_partition(scope, (*path, "partition_by", i), text, own, names, pipeline, rows=sink.from_ == ROWS)
+    for name in ("dictionary", "statistics"):
+        scope.all_known((*path, name), getattr(parquet, name) or (), also=own)
+    low, high = _LEVELS.get(parquet.compression, (0, 0))
+    level = parquet.compression_level
+    if level is not None and not low <= level <= high:
+        expected = f"expected {low} to {high}" if high else "expected none"
+        scope.document.problem((*path, "compression_level"), f"got {level}; {expected} for {parquet.compression}")
+
+
+def _check_partition(
+    scope: Scope, path: Path, text: str, own: Mapping[str, str | None], names: set[str], pipeline: PipelineSpec, *, rows: bool
+) -> None:
+    document = scope.document
+    try:
+        partition = parse_partition(text)
+    except SpecError as error:
+        return document.problem(path, str(error))
+    if not scope.known(path, partition.column, also=own):
+        return None
+    kind = {**own, **scope.columns}[partition.column]
+    shown = f"column {partition.column!r} has type {kind}"
+    if partition.transform and kind is not None and family(kind) != "date":
+        document.problem(path, f"{shown}; expected TIMESTAMP or DATE for {partition.transform}(…)")
+    elif partition.transform == "hour" and kind == "DATE":
+        document.problem(path, f"{shown}, which has no hours; write day({partition.column})")
+    elif kind is not None and family(kind) in ("nested", "binary"):
+        document.problem(path, f"{shown}; expected a plain type to partition by")
+    if partition.name in names:
+        document.problem(path, f"partition {partition.name!r} stands here twice")
+    elif partition.transform and partition.name in scope.columns:
+        document.problem(path, f"the partition would be called {partition.name!r}, as a column is already")
+    names.add(partition.name)
+    column = pipeline.contract.columns.get(partition.column)
+    if rows and column is not None and column.sensitive in ("drop", "redact"):
+        document.problem(path, f"column {partition.column!r} is sensitive ({column.sensitive}): it cannot name a directory")
+    return None

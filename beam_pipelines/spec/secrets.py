@@ -1,0 +1,85 @@
+"""Secrets by reference: the spec and the job graph hold `env:NAME`, `file:/path` or `gcp:projects/…`; workers hold the bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from beam_pipelines.errors import RunError, SpecError, TransientError
+
+_SHAPES = {
+    "env": re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*"),
+    "file": re.compile(r"file:.+"),
+    "gcp": re.compile(r"gcp:projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?"),
+}
+EXPECTED = "env:NAME, file:/path or gcp:projects/P/secrets/S[/versions/V]"
+
+
+def check_reference(ref: str) -> str | None:
+    """Why `ref` is no secret reference; None where it is one. The text itself is never repeated: it may be the secret."""
+    scheme = ref.split(":", 1)[0]
+    shape = _SHAPES.get(scheme)
+    if shape is not None and shape.fullmatch(ref):
+        return None
+    got = f"a malformed '{scheme}:' reference" if shape is not None else "something else (a secret itself must not stand in a spec)"
+    return f"expected a secret reference, {EXPECTED}; got {got}"
+
+
+def resolve_secret(ref: str) -> bytes:
+    """The bytes that `ref` names. Called on workers only, when they are needed; nothing is kept.
+
+    `env:` gives the variable's text in UTF-8, `file:` the file's bytes (a text without the line break at its end), `gcp:` the payload of the
+    secret's version (the latest one by default). Raises SpecError for a malformed reference, RunError where the secret is not there.
+    """
+    problem = check_reference(ref)
+    if problem is not None:
+        raise SpecError(f"secret: {problem}.")
+    scheme, _, rest = ref.partition(":")
+    return {"env": _from_env, "file": _from_file, "gcp": _from_gcp}[scheme](rest)
+
+
+def _from_env(name: str) -> bytes:
+    value = os.environ.get(name)
+    if not value:
+        raise RunError(f"secret env:{name}: the environment variable is not set on this worker.", hint="Set it where the workers run.")
+    return value.encode()
+
+
+def _from_file(path: str) -> bytes:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise RunError(f"secret file:{path}: {error.strerror or error}.", hint="The file must be readable on every worker.") from None
+    content = _without_line_break(content)
+    if not content:
+        raise RunError(f"secret file:{path}: the file is empty.")
+    return content
+
+
+def _without_line_break(content: bytes) -> bytes:
+    """An editor ends a text with a line break; in a binary key the same byte is a part of it."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return content
+    return text.rstrip("\r\n").encode() if text.rstrip("\r\n").isprintable() else content
+
+
+def _from_gcp(name: str) -> bytes:
+    try:
+        from google.api_core.exceptions import GoogleAPICallError, RetryError
+        from google.cloud import secretmanager
+    except ImportError:
+        raise RunError(
+            f"secret gcp:{name}: the package google-cloud-secret-manager is not installed on this worker.",
+            hint="Install beam-pipelines[gcp].",
+        ) from None
+    version = name if "/versions/" in name else f"{name}/versions/latest"
+    try:
+        response = secretmanager.SecretManagerServiceClient().access_secret_version(name=version)
+    except (GoogleAPICallError, RetryError) as error:
+        code = getattr(error, "code", None)
+        kind = TransientError if code is None or int(code) >= 500 or int(code) == 429 else RunError
+        raise kind(f"secret gcp:{version}: {error}.", hint="The worker's service account needs secretmanager.versions.access.") from None
+    return bytes(response.payload.data)

