@@ -8,7 +8,7 @@ ARG BEAM=2.77.0
 FROM apache/beam_python${PYTHON}_sdk:${BEAM} AS beam
 
 FROM python:${PYTHON}-slim AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
 WORKDIR /source
 COPY requirements-run.lock .
@@ -20,7 +20,7 @@ RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . && /opt/venv/bin/
 FROM python:${PYTHON}-slim AS run
 ARG BEAM
 LABEL org.opencontainers.image.title="beam-pipelines" org.opencontainers.image.licenses="Apache-2.0" org.apache.beam.version="${BEAM}"
-ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 COPY --from=build /opt/venv /opt/venv
 RUN useradd --create-home --uid 10001 beam

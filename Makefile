@@ -10,6 +10,7 @@ STAMP   := $(VENV)/.installed
 EXAMPLE := examples/flights
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+unexport PYTHONDONTWRITEBYTECODE # without bytecode every start of the command compiles the package anew
 
 # The first Python that runs and is one of ours; PYTHON=... chooses another. 3.11 first: the tests run on it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 "$$HOME"/.pyenv/versions/3.1[123].*/bin/python; do \

@@ -4,9 +4,14 @@ The command is `beam-pipelines`; the stages for your own Beam jobs are in `beam_
 `beam_pipelines.testing`. Importing this package loads none of them.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("beam-pipelines")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0"
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when somebody asks: importlib.metadata costs as much as all of `validate`'s own modules."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("beam-pipelines")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0"

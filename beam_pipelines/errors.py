@@ -7,8 +7,8 @@ that is full, a bucket that is not there).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class BeamPipelinesError(Exception):

@@ -75,4 +75,6 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
         done += [stored.files, stored.counts]
 
     judge = JudgeRun(spec.checks, run.started_at)
-    return tuple(done) | Commit(run, outputs_of(spec, run), thresholds=spec.thresholds, judge=judge, args=dict(job.args), raise_on_failure=False)
+    return tuple(done) | Commit(
+        run, outputs_of(spec, run), thresholds=spec.thresholds, judge=judge, args=dict(job.args), raise_on_failure=False
+    )

@@ -86,7 +86,10 @@ def compare(job: str, data: Path, work: Path, *, runs: int) -> tuple[list[Run], 
             shutil.rmtree(out, ignore_errors=True)
             run = measure(ours(job, data, out) if kind == "ours" else peer(job, "duckdb_peer.py", data, out))
             into.append(run)
-            print(f"  {job} {data.name} {kind:8s} {run.cpu_s:7.2f} CPU s {run.wall_s:7.2f} s {run.peak_mib:7.0f} MiB  {run.answer}", flush=True)
+            print(
+                f"  {job} {data.name} {kind:8s} {run.cpu_s:7.2f} CPU s {run.wall_s:7.2f} s {run.peak_mib:7.0f} MiB  {run.answer}",
+                flush=True,
+            )
             shutil.rmtree(HERE / job / ".beam_pipelines", ignore_errors=True)
         if mine[-1].answer != theirs[-1].answer:
             raise SystemExit(f"{job}: the answers differ: ours {mine[-1].answer}, DuckDB's {theirs[-1].answer}")

@@ -84,7 +84,8 @@ def _argument(text: str, function: str, start: int, commas: list[int], end: int)
 
 def _arguments(text: str, start: int) -> tuple[list[int], int]:
     """Where the commas between arguments lie, and the bracket that closes them."""
-    depth, commas = 0, []
+    depth = 0
+    commas: list[int] = []
     for i, char in _outside_quotes(text, start):
         if char in _OPEN:
             depth += 1

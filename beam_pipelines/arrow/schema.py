@@ -72,7 +72,9 @@ def provenance(source: str, positions: pa.Array, arrival: pa.Array | None = None
     return [codes, positions, pa.nulls(n, UTC_MICROS) if arrival is None else arrival]
 
 
-def dead_letters(rows: pa.RecordBatch, verdicts: list[Rejected], *, event_time: pa.Array | None = None, raw_format: str = "") -> pa.RecordBatch:
+def dead_letters(
+    rows: pa.RecordBatch, verdicts: list[Rejected], *, event_time: pa.Array | None = None, raw_format: str = ""
+) -> pa.RecordBatch:
     """Dead letters for `rows` (provenance and `_raw` where present), one verdict per row, in DEAD_LETTERS' schema.
 
     Run, pipeline and contract are filled in by the dead-letter sink, which alone knows them.

@@ -19,7 +19,9 @@ class LookupStep(Model):
     """Columns taken from a lookup table. A miss is NULL."""
 
     from_: str = Field(alias="from", description="The lookup's name.")
-    on: str | tuple[str, ...] | dict[str, str] = Field(description="Row column(s) matched with the lookup's key, in order, or {row column: lookup column}.")
+    on: str | tuple[str, ...] | dict[str, str] = Field(
+        description="Row column(s) matched with the lookup's key, in order, or {row column: lookup column}."
+    )
     take: dict[str, str] = Field(min_length=1, description="New column name to lookup column.")
 
 
@@ -30,7 +32,9 @@ class TransformStep(Model):
     set: dict[str, str] | None = Field(None, description="Column name to SQL; later entries may use earlier ones.")
     rename: dict[str, str] | None = Field(None, description="New name to old name.")
     drop: tuple[str, ...] | None = Field(None, description="Columns to leave out.")
-    apply: Apply | None = Field(None, description="`package.module:function` needs `{function: ..., columns: {...}}`, unless it changes no column's type.")
+    apply: Apply | None = Field(
+        None, description="`package.module:function` needs `{function: ..., columns: {...}}`, unless it changes no column's type."
+    )
     lookup: LookupStep | None = Field(None, description="Columns taken from a lookup table.")
 
     @field_validator("apply", mode="before")
@@ -42,5 +46,7 @@ class TransformStep(Model):
     def _one(self) -> TransformStep:
         given = [k for k in ("filter", "set", "rename", "drop", "apply", "lookup") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"a transform step is exactly one of filter, set, rename, drop, apply, lookup; got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"a transform step is exactly one of filter, set, rename, drop, apply, lookup; got {', '.join(given) or 'none'}"
+            )
         return self

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from beam_pipelines.serving.dead_letters import Group, Inspection, Sample
 
 
-@click.group()
+@click.group(short_help="Look into the rows that runs refused.")
 def dlq() -> None:
     """Look into dead letters: the rows that a run refused."""
 
 
-@dlq.command()
+@dlq.command(short_help="Group dead letters by reason, with samples.")
 @spec_options
 @click.option("--where", metavar="SQL", help="Only letters for which this holds, for example \"source LIKE '%2013-06%'\".")
 @click.option("--reason", metavar="CODE", help="Only letters with this reason: DECODE, TYPE, CAST, CHECK, ...")

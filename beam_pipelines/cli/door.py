@@ -36,7 +36,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SpecError(f"python -m beam_pipelines: {message}.", hint="Call it as --spec=PATH [--mode=batch] [--runner=R] [--parameter=value ...].")
+        raise SpecError(
+            f"python -m beam_pipelines: {message}.", hint="Call it as --spec=PATH [--mode=batch] [--runner=R] [--parameter=value ...]."
+        )
 
 
 def translate(given: list[str]) -> list[str]:

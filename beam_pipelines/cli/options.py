@@ -19,7 +19,9 @@ LEVELS = ("error", "warning", "info", "debug")
 def spec_options(function: F) -> F:
     """SPEC, --set and --parameters."""
     function = click.option("--parameters", "parameters_file", type=click.Path(), help="YAML or JSON file with parameter values.")(function)
-    function = click.option("--set", "set_", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the spec; may be repeated.")(function)
+    function = click.option("--set", "set_", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the spec; may be repeated.")(
+        function
+    )
     return click.argument("spec", type=click.Path())(function)
 
 
@@ -27,7 +29,13 @@ def log_options(function: F) -> F:
     """--log-level and --log-format, which take effect before the verb starts."""
     style = click.Choice(["text", "json"])
     function = click.option(
-        "--log-format", type=style, default="text", show_default=True, expose_value=False, callback=_set_up_logs, help="How logs are written to stderr."
+        "--log-format",
+        type=style,
+        default="text",
+        show_default=True,
+        expose_value=False,
+        callback=_set_up_logs,
+        help="How logs are written to stderr.",
     )(function)
     return click.option(
         "--log-level", type=click.Choice(LEVELS), default="error", show_default=True, expose_value=False, callback=_set_up_logs,

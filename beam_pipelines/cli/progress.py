@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,17 +22,49 @@ from beam_pipelines.spec.models import PipelineSpec
 _EVERY_S = 0.2
 
 
-def watching(spec: PipelineSpec, *, quiet: bool) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def watching(spec: PipelineSpec, *, quiet: bool, flags: Sequence[str] = ()) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """What to enter around a job to watch it."""
-    return contextlib.nullcontext if quiet else lambda: _watch(spec)
+
+    @contextlib.contextmanager
+    def watch() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if "multi_processing" in " ".join(flags) and not logging.getLogger().isEnabledFor(logging.INFO):
+                stack.enter_context(_silent_workers())
+            if not quiet:
+                stack.enter_context(_watch(spec))
+            yield
+
+    return watch
+
+
+@contextlib.contextmanager
+def _silent_workers() -> Iterator[None]:
+    """Worker processes print the traceback of what they also report, and we say it in one sentence: their stderr goes nowhere.
+
+    Ours stays: `sys.stderr` writes to a copy of the descriptor meanwhile.
+    """
+    ours = sys.stderr
+    try:
+        kept = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    with tempfile.TemporaryFile() as nowhere, os.fdopen(kept, "w", buffering=1) as copy:
+        ours.flush()
+        os.dup2(nowhere.fileno(), 2)
+        sys.stderr = copy
+        try:
+            yield
+        finally:
+            sys.stderr = ours
+            os.dup2(kept, 2)
 
 
 @contextlib.contextmanager
 def _watch(spec: PipelineSpec) -> Iterator[None]:
     sizes = [size for source in spec.sources.batch for _, size in list_files(source.patterns)]
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("starting", total=max(1, sum(sizes)))
         stop = threading.Event()
         thread = threading.Thread(target=_follow, args=(bar, task, len(sizes), stop), daemon=True)
@@ -44,8 +80,7 @@ def _follow(bar: Progress, task: TaskID, files: int, stop: threading.Event) -> N
     begun = time.monotonic()
     while not stop.wait(_EVERY_S):
         seen = metrics.snapshot()
-        rows, done = seen.get("rows_read", 0), seen.get("bytes_read", 0)
+        rows, done, written = (seen.get(name, 0) for name in ("rows_read", "bytes_read", "rows_written"))
         rate = rows / (time.monotonic() - begun)
-        written = seen.get("rows_written", 0)
-        text = f"{rows:,} rows read, {rate:,.0f} rows/s, {min(seen.get('files_read', 0), files)}/{files} files" + (f", {written:,} written" if written else "")
-        bar.update(task, completed=done, description=text)
+        text = f"{rows:,} rows read, {rate:,.0f} rows/s, {min(seen.get('files_read', 0), files)}/{files} files"
+        bar.update(task, completed=done, description=text + (f", {written:,} written" if written else ""))

@@ -12,7 +12,7 @@ _STYLE = click.option("--format", "style", type=click.Choice(["table", "csv", "j
 _RUNS = "run_id, status, started_at, elapsed_s, read, written, dead, duplicate, filtered, contract"
 
 
-@click.command()
+@click.command(short_help="Ask SQL of the outputs by name.")
 @spec_options
 @click.argument("sql")
 @_STYLE
@@ -27,7 +27,7 @@ def query(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: st
     return _ask(spec, set_, parameters_file, sql, style, limit)
 
 
-@click.command()
+@click.command(short_help="List the runs of a spec.")
 @spec_options
 @_STYLE
 @log_options

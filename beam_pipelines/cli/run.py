@@ -31,7 +31,7 @@ class Asked:
     results: str | None
 
 
-@click.command()
+@click.command(short_help="Run a spec and account for every row.")
 @spec_options
 @click.option("--mode", type=click.Choice(["batch", "stream"]), help="Which sources to run; needed where the spec has both.")
 @click.option("--runner", default="direct", show_default=True, help="direct, DirectRunner and FnApiRunner run in this process.")
@@ -63,7 +63,8 @@ def check_mode(spec: PipelineSpec, mode: str | None) -> None:
     mode = mode or ("batch" if spec.sources.batch else "stream")
     if mode == "batch" and not spec.sources.batch:
         raise SpecError(
-            "run --mode batch: the spec declares no batch sources.", hint="Add sources.batch, for example [{files: data/*.csv, format: csv}]."
+            "run --mode batch: the spec declares no batch sources.",
+            hint="Add sources.batch, for example [{files: data/*.csv, format: csv}].",
         )
     if mode == "stream":
         raise SpecError("run --mode stream: the stream path is not part of this version.", hint="Use --mode batch.")
@@ -90,7 +91,10 @@ def execute(found: LoadedSpec, asked: Asked) -> int:
         "spec": found.path, "runner": asked.runner, "parameters": {k: str(v) for k, v in found.parameters.items()},
         "apply_lateness": asked.apply_lateness, "beam_options": list(asked.flags),
     }  # fmt: skip
-    record = run_batch(found, Call(asked.runner, asked.run_id, asked.flags, asked.apply_lateness, args, watching(found.spec, quiet=quiet)))
+    record = run_batch(
+        found,
+        Call(asked.runner, asked.run_id, asked.flags, asked.apply_lateness, args, watching(found.spec, quiet=quiet, flags=asked.flags)),
+    )
     _report(found, asked, record)
     return 0 if record.status == "success" else 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -63,7 +62,7 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json_text(value)
 
 
-def show_run(run: RunResults, *, state: str, out: TextIO = sys.stdout) -> None:
+def show_run(run: RunResults, *, state: str, out: TextIO | None = None) -> None:
     """A run for people: how it ended, where the results lie, what became of every row, what the checks found."""
     about = run.metadata
     read = sum(line.read for line in run.ledger)
@@ -84,7 +83,7 @@ def show_run(run: RunResults, *, state: str, out: TextIO = sys.stdout) -> None:
 class _Printer:
     """Writes lines; colors only where they are seen."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO | None) -> None:
         self._out = out
 
     def __call__(self, line: str) -> None:
@@ -129,10 +128,13 @@ def _ledger(run: RunResults) -> list[str]:
 def _checks(run: RunResults) -> list[str]:
     rows = []
     for check in run.checks:
-        detail = check.message or (f"{check.failing:,} of {check.rows:,} rows read fail it" if check.failing and check.rows else check.observed)
+        detail = check.message or (
+            f"{check.failing:,} of {check.rows:,} rows read fail it" if check.failing and check.rows else check.observed
+        )
         rows.append((_colored(check.status), check.name, detail))
     judged = {c.name for c in run.checks}
-    rows += [(_colored("warn"), n, f"{c:,} rows fail it") for n, c in sorted(run.failing_rows.items()) if n not in judged]
+    rules = [(n, c) for n, c in sorted(run.failing_rows.items()) if n not in judged and "." in n]  # a column's own rules: amount.min
+    rows += [(_colored("warn"), n, f"{c:,} rows fail it") for n, c in rules]
     rows += [(_colored(t.status), t.name, f"{t.share:.2%} of the rows read; at most {t.most:.2%} allowed") for t in run.thresholds]
     size = max((len(name) for _, name, _ in rows), default=0)
     return [f"{word}  {name.ljust(size)}  {detail}".rstrip() for word, name, detail in rows]

@@ -46,7 +46,7 @@ def grid(
 
     lines = [line(names), *(line(row) for row in rows)]
     hidden = names[fitting:]
-    return lines + [f"{indent}({len(hidden)} more columns: {_listed(hidden)})"] if hidden else lines
+    return [*lines, f"{indent}({len(hidden)} more column{'s' * (len(hidden) > 1)}: {_listed(hidden)})"] if hidden else lines
 
 
 def _fitting(sizes: Sequence[int], width: int | None, used: int) -> int:

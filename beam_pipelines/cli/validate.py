@@ -9,7 +9,7 @@ import click
 from beam_pipelines.cli.options import loaded, spec_options
 
 
-@click.command()
+@click.command(short_help="Say all that is wrong with a spec, with line and column.")
 @spec_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was understood as JSON.")
 def validate(spec: str, set_: tuple[str, ...], parameters_file: str | None, as_json: bool) -> int:
@@ -17,15 +17,26 @@ def validate(spec: str, set_: tuple[str, ...], parameters_file: str | None, as_j
     found = loaded(spec, set_, parameters_file)
     contract = found.spec.contract
     if as_json:
-        click.echo(json.dumps({"pipeline": found.spec.pipeline, "contract": contract.fingerprint, "columns": dict(found.columns), "notes": list(found.notes)}))
+        click.echo(
+            json.dumps(
+                {
+                    "pipeline": found.spec.pipeline,
+                    "contract": contract.fingerprint,
+                    "columns": dict(found.columns),
+                    "notes": list(found.notes),
+                }
+            )
+        )
         return 0
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
-    click.echo(f"{spec}: valid. Pipeline {found.spec.pipeline}, contract {contract.fingerprint}, {len(found.columns)} columns, {len(found.spec.sinks)} sinks.")
+    click.echo(
+        f"{spec}: valid. Pipeline {found.spec.pipeline}, contract {contract.fingerprint}, {len(found.columns)} columns, {len(found.spec.sinks)} sinks."
+    )
     return 0
 
 
-@click.command()
+@click.command(short_help="Print the JSON Schema of specs, for editors.")
 def schema() -> int:
     """Print the JSON Schema of specs, for editors."""
     from beam_pipelines.spec.schema import json_schema

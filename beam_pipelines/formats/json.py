@@ -28,6 +28,7 @@ from beam_pipelines.arrow.engine import local_engine
 from beam_pipelines.arrow.layers import KernelResult, Layer, Query
 from beam_pipelines.arrow.program import Program, Split, Step
 from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW, UNKNOWN, Rejected
+from beam_pipelines.formats.encoding import canonical
 from beam_pipelines.formats.json_array import read_array
 from beam_pipelines.formats.json_bits import Indexes, chunks, count_per_row, pack, structure
 from beam_pipelines.formats.json_members import Members, inexact, needs_exact_numbers
@@ -71,12 +72,14 @@ def decode_batch(batch: pa.RecordBatch, contract: Contract, fmt: JsonFormat | No
 class JsonReader:
     """Reads JSON lines, or the elements of one array of objects."""
 
-    fmt: JsonFormat = JsonFormat()
+    fmt: JsonFormat
 
     def splittable(self) -> bool:
-        return self.fmt.layout == "lines"
+        return self.fmt.layout == "lines" and canonical(self.fmt.encoding) == "utf-8"
 
-    def read(self, stream: BinaryIO, *, start: int = 0, end: int | None = None, limits: Limits = Limits()) -> Iterator[pa.RecordBatch | Broken]:
+    def read(
+        self, stream: BinaryIO, *, start: int = 0, end: int | None = None, limits: Limits = Limits()
+    ) -> Iterator[pa.RecordBatch | Broken]:
         if self.fmt.layout == "lines":
             return read_lines(stream, start=start, end=end, limits=limits, encoding=self.fmt.encoding)
         return read_array(stream, start=start, end=end, limits=limits, encoding=self.fmt.encoding)
@@ -108,7 +111,14 @@ class _Decoder:
         """The SELECT, whose suspects this object resolves."""
         names = (*self.contract.read, *((UNKNOWN,) if self._keep else ()))
         sql = extraction(plan(self.contract))
-        return Layer(STAGE, let=sql.let, define=(*sql.defines, *sql.unknown(_EXTRA if self._keep else None)), columns=names, suspect=sql.suspect, resolve=self.resolve)
+        return Layer(
+            STAGE,
+            let=sql.let,
+            define=(*sql.defines, *sql.unknown(_EXTRA if self._keep else None)),
+            columns=names,
+            suspect=sql.suspect,
+            resolve=self.resolve,
+        )
 
     @property
     def _keep(self) -> bool:
@@ -175,7 +185,9 @@ class _Decoder:
 
     def _select(self, batch: pa.RecordBatch, extra: pa.Array) -> pa.RecordBatch:
         names = [*self.contract.read, *((UNKNOWN,) if self._keep else ())]
-        inputs = {LINE: batch.column(LINE), COUNT: batch.column(COUNT), STRINGS: batch.column(STRINGS)} | ({_EXTRA: extra} if self._keep else {})
+        inputs = {LINE: batch.column(LINE), COUNT: batch.column(COUNT), STRINGS: batch.column(STRINGS)} | (
+            {_EXTRA: extra} if self._keep else {}
+        )
         inside = pa.RecordBatch.from_arrays(list(inputs.values()), names=list(inputs))
         query = Query((self.tools.select,), tuple(inputs))
         return local_engine().select(query.sql(), inside.schema)(inside).select(names)
@@ -186,15 +198,16 @@ class _Decoder:
         texts: dict[str, list[str | None]] = {n: [] for n in names}
         verdicts: dict[int, Rejected] = {}
         empty: dict[str, str | None] = dict.fromkeys(names)
-        for row, record in zip(rows.tolist(), raw, strict=True):
-            decoded = decode_record(record.as_py() or b"", self.tools.plan)
+        for row, record in zip(rows.tolist(), raw.to_pylist(), strict=True):
+            decoded = decode_record(record or b"", self.tools.plan)
+            values = empty
             if isinstance(decoded, Rejected):
                 verdicts[row] = decoded
-                values = empty
             else:
-                values = decoded.values | {UNKNOWN: decoded.unknown}
-            for name in names:
-                texts[name].append(values[name])
+                values = decoded.values
+                values[UNKNOWN] = decoded.unknown
+            for name, column in texts.items():
+                column.append(values[name])
         return texts, verdicts
 
 
@@ -208,7 +221,12 @@ class _Tools:
         sql = extraction(self.plan)
         keep = self.plan.unknown == "keep"
         self.countable = sql.countable
-        self.select = Layer(STAGE, let=sql.let, define=(*sql.defines, *sql.unknown(_EXTRA if keep else None)), columns=(*contract.read, *((UNKNOWN,) if keep else ())))
+        self.select = Layer(
+            STAGE,
+            let=sql.let,
+            define=(*sql.defines, *sql.unknown(_EXTRA if keep else None)),
+            columns=(*contract.read, *((UNKNOWN,) if keep else ())),
+        )
         self.batch_rows = 0
 
 

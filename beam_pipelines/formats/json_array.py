@@ -15,12 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.arrow.schema import POSITION, RAW
-from beam_pipelines.formats.json_bits import Bytes, Indexes, structure, unpack
+from beam_pipelines.formats.json_bits import SPACE, Bytes, Indexes, skip_space, structure, unpack
 from beam_pipelines.formats.lines import Window, open_window
 from beam_pipelines.formats.reader import DECODE, FILE, RAW_PREFIX_BYTES, TOO_LARGE, Broken, Limits
 
-_SPACE = np.zeros(256, bool)
-_SPACE[[9, 10, 13, 32]] = True
 _QUOTE, _COMMA, _BACKSLASH, _OPEN, _CLOSE, _NEWLINE = 34, 44, 92, 91, 93, 10
 
 
@@ -103,10 +101,8 @@ def _scan(text: Bytes, state: _State) -> tuple[Indexes, int | None, _State]:
 def _records(window: Window, ends: Indexes, *, closed: bool, lone: bool, limits: Limits) -> Iterator[pa.RecordBatch | Broken]:
     """The elements that end at `ends`, as one batch."""
     data = window.data
+    starts = skip_space(data, np.concatenate((np.zeros(1, np.int64), ends[:-1] + 1)))
     data[ends] = _NEWLINE
-    starts = np.concatenate((np.zeros(1, np.int64), ends[:-1] + 1))
-    while (space := (starts < ends) & _SPACE[data[starts]]).any():
-        starts = starts + space
     empty = starts >= ends
     if empty.any():
         for row in np.flatnonzero(empty).tolist():
@@ -165,10 +161,11 @@ def _after(window: Window, limits: Limits) -> Iterator[Broken]:
 def _skip_space(window: Window, limits: Limits) -> bool:
     """Drops white space; False where the stream ends with it."""
     while True:
-        text = np.flatnonzero(~_SPACE[window.data])
-        if len(text):
-            window.drop(int(text[0]))
-            return True
+        if len(window.data):
+            text = np.flatnonzero(~SPACE[window.data])
+            if len(text):
+                window.drop(int(text[0]))
+                return True
         window.drop(len(window.data))
         if window.ended:
             return False

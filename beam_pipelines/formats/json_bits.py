@@ -27,6 +27,8 @@ _ONE = np.uint64(1)
 SPACE: Mask = np.zeros(256, bool)
 SPACE[[9, 10, 13, 32]] = True
 """Which bytes are JSON white space."""
+_SPACES = b" \t\n\r"
+_SHORT_SPACE = 8
 
 
 class Structure(NamedTuple):
@@ -54,7 +56,7 @@ def structure(text: Bytes, escapes: bool, blank: list[tuple[int, int]] | None = 
     for start, end in blank or ():
         quotes[start:end] = False
     words = pack(quotes)
-    return Structure(words, _inside(words))
+    return Structure(words, between(words))
 
 
 def pack(mask: Mask) -> Words:
@@ -70,6 +72,11 @@ def unpack(words: Words, size: int) -> Mask:
     return np.unpackbits(words.view(np.uint8), count=size, bitorder="little").view(np.bool_)
 
 
+def words_of(text: Bytes) -> Words:
+    """The 8 bytes that begin at each position as a number, without a copy."""
+    return np.ndarray((len(text) - 7,), "<u8", buffer=text.data, strides=(1,))
+
+
 class Ranks:
     """How many bits are set before a position."""
 
@@ -81,7 +88,33 @@ class Ranks:
     def below(self, position: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         word = position >> 6
         part = self._words[word] & ((_ONE << (position & 63).astype(np.uint64)) - _ONE)
-        return self._before[word] + np.bitwise_count(part)
+        out: npt.NDArray[np.int32] = self._before[word] + np.bitwise_count(part)
+        return out
+
+
+def skip_space(text: Bytes, at: Indexes, *, back: bool = False) -> Indexes:
+    """The first positions at or behind (`back`: before) each of `at` that hold no white space."""
+    step = -1 if back else 1
+    for _ in range(_SHORT_SPACE):
+        space = SPACE[text[at]]
+        if not space.any():
+            return at
+        at = np.maximum(at + step * space, 0)
+    at = at.copy()
+    for i in np.flatnonzero(SPACE[text[at]]).tolist():  # one by one: unusually long white space
+        at[i] = _skip_long(text, int(at[i]), back=back)
+    return at
+
+
+def _skip_long(text: Bytes, at: int, *, back: bool) -> int:
+    size = 64
+    while True:
+        piece = (text[max(at + 1 - size, 0) : at + 1] if back else text[at : at + size]).tobytes()
+        skipped = len(piece) - len(piece.rstrip(_SPACES) if back else piece.lstrip(_SPACES))
+        at += -skipped if back else skipped
+        if skipped < len(piece) or not piece:
+            return at
+        size *= 4
 
 
 def count_per_row(words: Words, offsets: Indexes) -> npt.NDArray[np.int32]:
@@ -103,12 +136,12 @@ def _later(words: Words, by: int) -> Words:
     return out
 
 
-def _inside(quotes: Words) -> Words:
-    """Running parity of the quotes: by doubling inside a word, then over the words."""
-    inside = quotes.copy()
+def between(edges: Words) -> Words:
+    """From each first of two set bits up to, not including, the second: running parity, by doubling inside a word, then over the words."""
+    inside = edges.copy()
     for step in (1, 2, 4, 8, 16, 32):
         inside ^= inside << np.uint64(step)
-    odd = np.bitwise_xor.accumulate(np.bitwise_count(quotes) & 1)
+    odd = np.bitwise_xor.accumulate(np.bitwise_count(edges) & 1)
     inside[1:] ^= np.uint64(0) - odd[:-1].astype(np.uint64)
     return inside
 

@@ -14,7 +14,6 @@ a double would change) is left to the strict decoder.
 
 from __future__ import annotations
 
-import secrets
 from typing import NamedTuple
 
 import numpy as np
@@ -22,24 +21,30 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from beam_pipelines.arrow.types import DataType
-from beam_pipelines.formats.json_bits import SPACE, Bytes, Indexes, Mask, Structure, chunks, pack, runs_of_16, structure, unpack
-from beam_pipelines.formats.json_plan import ANY, ARRAY, KIND_OF_BYTE, NULL, NUMBER, OBJECT, STRING, Member, Plan, kinds_of
+from beam_pipelines.formats.json_bits import (
+    Bytes,
+    Indexes,
+    Mask,
+    Structure,
+    between,
+    chunks,
+    pack,
+    runs_of_16,
+    skip_space,
+    structure,
+    unpack,
+)
+from beam_pipelines.formats.json_names import ANY_NODE, NAME_WORDS, ROOT, Ints, Names, Nodes
+from beam_pipelines.formats.json_plan import ARRAY, KIND_OF_BYTE, NULL, NUMBER, OBJECT, STRING, Plan
 from beam_pipelines.formats.json_shapes import Array, Segments, Shape, Shapes, names_as_words
 
 _LEVELS = 16  # deeper records are left to the strict decoder
-_NAME_WORDS = 16  # longer names too
-_LEARNT_NAMES = 1024
-_SLOT_BITS = 14
-_ROOT, _ANY_NODE = 0, 1
-_COLON, _COMMA, _OPEN, _BRACKET, _BACKSLASH, _MINUS = 58, 44, 123, 91, 92, 45
+_COLON, _COMMA, _OPEN, _SHUT, _BRACKET, _BACKSLASH, _MINUS = 58, 44, 123, 125, 91, 92, 45
 _DENSE_PAIRS = 2**24
 
 _STEP = np.zeros(256, np.int8)
 _STEP[[123, 91]], _STEP[[125, 93]] = 1, -1
 _LONGEST_SHAPED_NAME = 80
-
-Ints = npt.NDArray[np.int32]
-Hashes = npt.NDArray[np.uint64]
 
 
 class Proof(NamedTuple):
@@ -52,13 +57,13 @@ class Proof(NamedTuple):
 class Members:
     """The prover of one plan. It remembers names it has seen, which changes its speed and nothing else."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, **shapes: int) -> None:
         self._keep = plan.unknown == "keep"
         self._refuse = plan.unknown in ("dead_letter", "fail")
-        self._nodes = _Nodes(plan)
-        self._names = _Names(self._nodes.names)
+        self._nodes = Nodes(plan)
+        self._names = Names(self._nodes.names)
         self._exact = needs_exact_numbers(plan)
-        self._shapes = Shapes()
+        self._shapes = Shapes(**shapes)
 
     def prove(self, data: Bytes, offsets: Indexes) -> Proof:
         """Judges the records `data[offsets[i]:offsets[i + 1]]`, each a valid JSON object."""
@@ -112,8 +117,12 @@ class Members:
         kept = kept[found.tokens.level[found.keys.where[kept]] == 1]
         if not len(kept):
             return []
-        ends = found.tokens.position[found.keys.where[kept] + 1]  # the next token of this level: a comma or the end
-        return [Segments(found.keys.start[kept].astype(np.int64), ends.astype(np.int64), found.bad.rows(found.keys.at[kept]))]
+        where = found.keys.where[kept]
+        ends = found.tokens.position[where + 1]  # the next token of this level: a comma or the end
+        apart = np.diff(where) != 2  # neighbours have one comma between their colons: they are kept in one piece
+        head, tail = np.append(True, apart), np.append(apart, True)
+        start = found.keys.start[kept][head]
+        return [Segments(start, ends[tail], found.bad.rows(start))]
 
     def _shape(self, record: Bytes) -> Shape | None:
         """The shape of a record, where it is regular and all records of its shape may pass."""
@@ -124,17 +133,13 @@ class Members:
     def _keys(self, text: Bytes, tokens: _Tokens, bad: _Bad, *, escapes: bool) -> _Keys:
         where = np.flatnonzero(tokens.char == _COLON)
         at = tokens.position[where]
-        before = tokens.position_before(where) + 1
-        while (space := SPACE[text[before]]).any():
-            before = before + space
-        close = at - 1
-        while (space := SPACE[text[close]]).any():
-            close = close - space
+        before = skip_space(text, tokens.position_before(where) + 1)
+        close = skip_space(text, at - 1, back=True)
         length = close - before - 1
-        long = length > 8 * _NAME_WORDS
+        long = length > 8 * NAME_WORDS
         if long.any():
             bad.at(at[long])
-            length = np.minimum(length, 8 * _NAME_WORDS)
+            length = np.minimum(length, 8 * NAME_WORDS)
         if escapes:
             backslash = np.flatnonzero(text == _BACKSLASH)
             behind = tokens.char_in_text[np.searchsorted(tokens.position_in_text, backslash)]
@@ -145,20 +150,20 @@ class Members:
     def _places(self, tokens: _Tokens, keys: _Keys) -> tuple[Ints, Mask, Ints]:
         """The node of each member, whether the contract names it, and the node of each container."""
         n = self._nodes
-        nodes = np.full(len(keys.at), _ANY_NODE, np.int32)
+        nodes = np.full(len(keys.at), ANY_NODE, np.int32)
         known = np.ones(len(keys.at), bool)
-        containers = np.full(len(tokens.opens), _ANY_NODE, np.int32)
+        containers = np.full(len(tokens.opens), ANY_NODE, np.int32)
         levels = tokens.level[tokens.opens]
         bounds = np.searchsorted(levels, np.arange(1, _LEVELS + 3)).tolist()
         key_bounds = np.searchsorted(tokens.level[keys.where], np.arange(1, _LEVELS + 3)).tolist()
         ordinal = np.zeros(len(tokens.char), np.int32)
         ordinal[tokens.order[keys.where]] = np.arange(len(keys.at), dtype=np.int32)
-        containers[: bounds[1]] = _ROOT
+        containers[: bounds[1]] = ROOT
         for level in range(1, _LEVELS + 1):
             a, b = key_bounds[level - 1], key_bounds[level]
             child = n.child[containers[keys.container[a:b]], keys.ids[a:b]] if b > a else nodes[a:b]
             known[a:b] = child >= 0
-            nodes[a:b] = np.where(child >= 0, child, _ANY_NODE)
+            nodes[a:b] = np.where(child >= 0, child, ANY_NODE)
             a, b = bounds[level], bounds[level + 1]
             if a == b:
                 break
@@ -172,7 +177,7 @@ class Members:
         """Values in arrays that have a type."""
         if not self._nodes.lists:
             return
-        typed = (tokens.char[tokens.opens] == _BRACKET) & (self._nodes.item[places] != _ANY_NODE)
+        typed = (tokens.char[tokens.opens] == _BRACKET) & (self._nodes.item[places] != ANY_NODE)
         if not typed.any():
             return
         where = np.flatnonzero(typed[tokens.container] & ((tokens.char == _BRACKET) | (tokens.char == _COMMA)))
@@ -209,14 +214,14 @@ def inexact(text: Bytes, marks: Structure) -> Indexes:
 
 
 def _fractions(text: Bytes, inside: Indexes) -> Indexes:
-    """Of the long runs of digits and points in which `inside` lie, those that are no integers."""
-    end = inside + 16
-    while (more := (end < len(text)) & (text[np.minimum(end, len(text) - 1)] - np.uint8(46) < 12)).any():
-        end = end + more
+    """Where long runs of digits and points begin that are no integers; `inside`: all positions with 15 more of them behind."""
+    edge = np.diff(inside) != 1
+    begin, end = inside[np.append(True, edge)], inside[np.append(edge, True)] + 16
     points = np.flatnonzero(text == 46)
-    fraction = np.searchsorted(points, inside - 16) < np.searchsorted(points, end)  # a point just before the run's end part counts too
+    fraction = np.searchsorted(points, begin) < np.searchsorted(points, end)
     exponent = (text[np.minimum(end, len(text) - 1)] | 32) == 101
-    return inside[fraction | exponent]
+    found: Indexes = begin[fraction | exponent]
+    return found
 
 
 class _Bad:
@@ -236,7 +241,7 @@ class _Bad:
 class _Tokens:
     """Structural characters by level, then position. `opens` indexes the opening brackets: container c opened at `opens[c]`."""
 
-    def __init__(self, text: Bytes, position: Ints) -> None:
+    def __init__(self, text: Bytes, position: Indexes) -> None:
         self.position_in_text = position
         self.char_in_text = text[position]
         step = _STEP[self.char_in_text]
@@ -258,12 +263,12 @@ class _Tokens:
         token |= part == _COLON
         token |= part == _COMMA
         token &= ~unpack(marks.inside, size)
-        return cls(text, np.flatnonzero(token).astype(np.int32))
+        return cls(text, np.flatnonzero(token))
 
-    def too_deep(self) -> Ints:
+    def too_deep(self) -> Indexes:
         return self.position_in_text[self.deep]
 
-    def position_before(self, where: Indexes) -> Ints:
+    def position_before(self, where: Indexes) -> Indexes:
         """Position of the token in front of each token, in the text's order."""
         return self.position_in_text[self.order[where] - 1]
 
@@ -278,19 +283,16 @@ class _Keys(NamedTuple):
     """Members in the order of their tokens: `where` in the tokens, `at` the colon, `start` the name's quote, `ids` of `names` names."""
 
     where: Indexes
-    at: Ints
-    start: Ints
+    at: Indexes
+    start: Indexes
     container: Ints
     ids: Ints
     names: int
 
 
-def _value(text: Bytes, at: Ints) -> Ints:
+def _value(text: Bytes, at: Indexes) -> Indexes:
     """Where the value behind a colon, comma or bracket begins."""
-    at = at + 1
-    while (space := SPACE[text[at]]).any():
-        at = at + space
-    return at
+    return skip_space(text, at + 1)
 
 
 def _repeated(keys: _Keys, containers: int) -> Mask:
@@ -301,14 +303,17 @@ def _repeated(keys: _Keys, containers: int) -> Mask:
         seen[pair] = 1
         if np.count_nonzero(seen) == len(pair):
             return np.zeros(len(pair), bool)
-        return np.bincount(pair, minlength=len(seen))[pair] > 1
-    _, inverse, count = np.unique(pair, return_inverse=True, return_counts=True)
-    return count[inverse] > 1
+        count = np.bincount(pair, minlength=len(seen))[pair]
+    else:
+        _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
+        count = counts[inverse]
+    repeated: Mask = count > 1
+    return repeated
 
 
 def _padded(text: Bytes, offsets: Indexes) -> tuple[Bytes, Indexes]:
     """A copy of the text with room to read words beyond its end."""
-    out = np.zeros(len(text) + 8 * _NAME_WORDS, np.uint8)
+    out = np.zeros(len(text) + 8 * NAME_WORDS, np.uint8)
     out[: len(text)] = text
     return out, offsets
 
@@ -330,17 +335,15 @@ def _texts(text: Bytes, segments: list[Segments], rows: int) -> pa.Array | None:
     start, end, row = (np.concatenate(parts) for parts in zip(*segments, strict=True))
     order = np.argsort(start, kind="stable")
     start, end, row = start[order], _trimmed(text, end[order]), row[order]
-    length = end - start
     first, last = np.ones(len(row), bool), np.ones(len(row), bool)
     first[1:] = last[:-1] = row[1:] != row[:-1]
-    size = length + 1 + last
-    begin = np.cumsum(size) - size
-    out = np.empty(int(size.sum()), np.uint8)
-    within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    out[within + np.repeat(begin + 1, length)] = text[within + np.repeat(start, length)]
-    out[begin] = np.where(first, _OPEN, _COMMA)
-    out[(begin + size - 1)[last]] = 125
-    per_row = np.bincount(row, weights=size, minlength=rows).astype(np.int64)
+    text[start - 1] = np.where(first, _OPEN, _COMMA)  # what stands around a member is not needed any more
+    text[end[last]] = _SHUT
+    edges = np.zeros(len(text), bool)
+    edges[start - 1] ^= True
+    edges[end + last] ^= True
+    out = text[unpack(between(pack(edges)), len(text))]
+    per_row = np.bincount(row, weights=end + last - start + 1, minlength=rows).astype(np.int64)
     offsets = np.zeros(rows + 1, np.int32)
     np.cumsum(per_row, out=offsets[1:])
     has = np.packbits(per_row > 0, bitorder="little")
@@ -349,20 +352,16 @@ def _texts(text: Bytes, segments: list[Segments], rows: int) -> pa.Array | None:
 
 def _trimmed(text: Bytes, end: Indexes) -> Indexes:
     """Where members end without white space, one comma and white space."""
-    for comma in (True, False):
-        while (space := SPACE[text[end - 1]]).any():
-            end = end - space
-        if comma:
-            end = end - (text[end - 1] == _COMMA)
-    return end
+    last = skip_space(text, end - 1, back=True)
+    return skip_space(text, last - (text[last] == _COMMA), back=True) + 1
 
 
-def _shape_of(text: Bytes, found: _Analysis, nodes: _Nodes, *, keep: bool) -> Shape | None:
+def _shape_of(text: Bytes, found: _Analysis, nodes: Nodes, *, keep: bool) -> Shape | None:
     tokens, keys = found.tokens, found.keys
     shaped = tokens.char_in_text != _COMMA
     number = np.cumsum(shaped) - 1  # of each token in the text's order among those of the shape
     by_text = np.argsort(keys.at, kind="stable")
-    at, back = keys.at[by_text].astype(np.int64), (keys.at - keys.start)[by_text].astype(np.int64)
+    at, back = keys.at[by_text], (keys.at - keys.start)[by_text]
     if len(at) == 0 or (back > _LONGEST_SHAPED_NAME).any() or (text[at - 1] != 34).any():
         return None
     colons = number[tokens.order[keys.where[by_text]]]
@@ -375,12 +374,12 @@ def _shape_of(text: Bytes, found: _Analysis, nodes: _Nodes, *, keep: bool) -> Sh
     return Shape(tokens.char_in_text[shaped], colons, back, kinds, words, arrays, steps, unknown)
 
 
-def _array_parts(found: _Analysis, nodes: _Nodes, number: Indexes) -> tuple[tuple[Array, ...] | None, Indexes]:
+def _array_parts(found: _Analysis, nodes: Nodes, number: Indexes) -> tuple[tuple[Array, ...] | None, Indexes]:
     """The typed arrays of a record: those of scalars, and the tokens between which an array of objects holds nothing else."""
     tokens = found.tokens
     arrays: list[Array] = []
     steps: list[int] = []
-    typed = (tokens.char[tokens.opens] == _BRACKET) & (nodes.item[found.places] != _ANY_NODE)
+    typed = (tokens.char[tokens.opens] == _BRACKET) & (nodes.item[found.places] != ANY_NODE)
     for container in np.flatnonzero(typed).tolist():
         kinds = int(nodes.kinds[nodes.item[found.places[container]]]) & ~NULL
         own = np.flatnonzero(tokens.container == container)
@@ -398,12 +397,17 @@ def _array_parts(found: _Analysis, nodes: _Nodes, number: Indexes) -> tuple[tupl
 
 
 def _unknown_parts(found: _Analysis, by_text: Indexes, colons: Indexes, back: Indexes, last: int) -> tuple[tuple[int, int, int], ...]:
-    """`Shape.unknown`: a top member ends where the name of the next begins, or with the record."""
+    """`Shape.unknown`: runs of top members; each ends where the name of the next begins, or with the record."""
     top = np.flatnonzero(found.tokens.level[found.keys.where[by_text]] == 1)
-    parts = []
+    parts: list[tuple[int, int, int]] = []
+    begin: int | None = None
     for here, there in zip(top.tolist(), [*top[1:].tolist(), -1], strict=True):
-        if found.unknown[by_text[here]]:
-            parts.append((here, last, 0) if there < 0 else (here, int(colons[there]), int(back[there])))
+        if not found.unknown[by_text[here]]:
+            continue
+        begin = here if begin is None else begin
+        if there < 0 or not found.unknown[by_text[there]]:
+            parts.append((begin, last, 0) if there < 0 else (begin, int(colons[there]), int(back[there])))
+            begin = None
     return tuple(parts)
 
 
@@ -417,132 +421,3 @@ class _Analysis(NamedTuple):
     places: Ints
     unknown: Mask
     shapely: bool
-
-
-class _Nodes:
-    """The contract as a table: `child[node, name]` (-1: not named), `item[node]`, and the JSON kinds each node accepts."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._kinds: list[int] = [OBJECT, ANY]
-        self._item: list[int] = [_ANY_NODE, _ANY_NODE]
-        self._edges: list[tuple[int, str, int]] = []
-        self.lists = False
-        for key, member in plan.root.children.items():
-            self._edges.append((_ROOT, key, self._member(member, plan)))
-        texts = sorted({key for _, key, _ in self._edges})
-        self.names = [t.encode("utf-8", "surrogatepass") for t in texts]
-        number = {t: i for i, t in enumerate(texts)}
-        child = np.full((len(self._kinds), len(texts) + 1), -1, np.int32)  # the last column: any other name
-        child[_ANY_NODE] = _ANY_NODE
-        for node, key, to in self._edges:
-            child[node, number[key]] = to
-        self.child = _Clipped(child)
-        self.kinds = np.array(self._kinds, np.uint8)
-        self.item = np.array(self._item, np.int32)
-
-    def _member(self, member: Member, plan: Plan) -> int:
-        if member.type is not None and (member.nested or not member.coerce):
-            columns = [plan.column(name) for name in member.columns]
-            node = self._typed(member.type, coerce=member.coerce, unit=any(c.unit is not None for c in columns))
-            self._kinds[node] &= member.kinds
-            return node
-        node = self._new(member.kinds)
-        if member.coerce and member.type is not None:
-            unit = any(plan.column(name).unit is not None for name in member.columns)
-            if kinds_of(member.type) & STRING and not unit:
-                self._kinds[node] &= ~NUMBER  # its text is the source's: the strict decoder keeps it
-        for key, below in member.children.items():
-            self._edges.append((node, key, self._member(below, plan)))
-        return node
-
-    def _typed(self, dtype: DataType, *, coerce: bool, unit: bool) -> int:
-        if dtype.kind == "json":
-            return self._new(ANY)
-        node = self._new(kinds_of(dtype, coerce=coerce, unit=unit))
-        if dtype.item is not None:
-            self.lists = True
-            self._item[node] = self._typed(dtype.item, coerce=coerce, unit=unit)
-        for name, kind in dtype.fields:
-            self._edges.append((node, name, self._typed(kind, coerce=coerce, unit=unit)))
-        return node
-
-    def _new(self, kinds: int) -> int:
-        self._kinds.append(kinds)
-        self._item.append(_ANY_NODE)
-        return len(self._kinds) - 1
-
-
-class _Clipped:
-    """A table whose last column stands for all further ones."""
-
-    def __init__(self, table: Ints) -> None:
-        self._table = table
-
-    def __getitem__(self, at: tuple[Ints, Ints]) -> Ints:
-        return self._table[at[0], np.minimum(at[1], self._table.shape[1] - 1)]
-
-
-class _Names:
-    """Names to numbers by a 64-bit hash with secret factors. Declared names come first; others are learnt as they appear."""
-
-    def __init__(self, declared: list[bytes]) -> None:
-        self._bits = max(_SLOT_BITS, 2 * len(declared).bit_length() + 1)
-        placed = False
-        while not placed:  # until no two declared names share a slot
-            self._factors = np.array([secrets.randbits(64) | 1 for _ in range(_NAME_WORDS + 1)], np.uint64)
-            self._hashes: Hashes = np.empty(0, np.uint64)
-            self._slots = np.full(2**self._bits, -1, np.int32)
-            hashes = np.array([self._hash_one(name) for name in declared], np.uint64)
-            self._learn(hashes)
-            placed = not self._known(hashes)[1].any()
-
-    def ids(self, text: Bytes, start: Ints, length: Ints) -> tuple[Ints, int]:
-        """A number for each name, equal for equal names, and how many numbers there are."""
-        hashes = self._hash(text, start, length)
-        ids, missing = self._known(hashes)
-        if not missing.any():
-            return ids, max(len(self._hashes), 1)
-        new = np.unique(hashes[missing])
-        fresh = new[self._slots[new >> np.uint64(64 - self._bits)] < 0]
-        if len(fresh) and len(self._hashes) + len(fresh) <= _LEARNT_NAMES:
-            self._learn(fresh)
-            ids, missing = self._known(hashes)
-            if not missing.any():
-                return ids, len(self._hashes)
-            new = np.unique(hashes[missing])
-        ids[missing] = len(self._hashes) + np.searchsorted(new, hashes[missing])
-        return ids, len(self._hashes) + len(new)
-
-    def _known(self, hashes: Hashes) -> tuple[Ints, Mask]:
-        ids = self._slots[hashes >> np.uint64(64 - self._bits)]
-        return ids, self._hashes[ids] != hashes if len(self._hashes) else np.ones(len(ids), bool)
-
-    def _learn(self, hashes: Hashes) -> None:
-        first = len(self._hashes)
-        self._hashes = np.concatenate((self._hashes, hashes))
-        slots = hashes >> np.uint64(64 - self._bits)
-        free = self._slots[slots] < 0
-        self._slots[slots[free]] = np.arange(first, len(self._hashes), dtype=np.int32)[free]
-
-    def _hash_one(self, name: bytes) -> int:
-        text = np.frombuffer(name + bytes(8 * _NAME_WORDS + 8), np.uint8)
-        return int(self._hash(text, np.zeros(1, np.int32), np.array([min(len(name), 8 * _NAME_WORDS)], np.int32))[0])
-
-    def _hash(self, text: Bytes, start: Ints, length: Ints) -> Hashes:
-        windows = np.lib.stride_tricks.as_strided(text, (len(text) - 7, 8), (1, 1), writeable=False)
-        out = length.astype(np.uint64) * self._factors[_NAME_WORDS]
-        out += _word(windows, start, length) * self._factors[0]
-        for i in range(1, _NAME_WORDS):
-            more = np.flatnonzero(length > 8 * i)
-            if not len(more):
-                break
-            out[more] += _word(windows, start[more] + 8 * i, length[more] - 8 * i) * self._factors[i]
-        return out
-
-
-_KEEP = np.array([(1 << (8 * i)) - 1 for i in range(9)], np.uint64)
-
-
-def _word(windows: Bytes, start: Ints, length: Ints) -> Hashes:
-    """The first 8 bytes of each name as a number, what lies beyond its length as zero."""
-    return windows[start].view("<u8")[:, 0] & _KEEP[np.minimum(length, 8)]

@@ -1,8 +1,8 @@
 """Where a contract's columns lie in a JSON record: a tree of members, shared by the fast and the strict decoder.
 
-    contract                         tree
-    id:      {}                      (object) ─┬─ id      leaf
-    country: {path: user.country}              └─ user ── country   leaf
+contract                         tree
+id:      {}                      (object) ─┬─ id      leaf
+country: {path: user.country}              └─ user ── country   leaf
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ _TEXTS = ("string", "date", "time", "timestamp", "datetime", "uuid", "binary")
 class Member:
     """One declared member of an object. `columns` read it; without any it is an object on the way to others.
 
-    `kinds`: the JSON kinds every column that reads it accepts, NULL always among them.
+    `kinds`: the JSON kinds every column that reads it accepts, NULL always among them. `nested`: its value is given as JSON text.
     """
 
     path: tuple[str, ...]
@@ -44,6 +44,7 @@ class Member:
     kinds: int = OBJECT | NULL
     type: DataType | None = None
     coerce: bool = False
+    nested: bool = False
     children: dict[str, Member] = field(default_factory=dict)
 
     def walk(self) -> Iterator[Member]:
@@ -51,11 +52,6 @@ class Member:
         yield self
         for child in self.children.values():
             yield from child.walk()
-
-    @property
-    def nested(self) -> bool:
-        """Whether its value is given as JSON text."""
-        return self.type is not None and (self.type.nested or self.type.kind == "json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +61,11 @@ class Plan:
     contract: Contract
     root: Member
     leaves: tuple[tuple[str, Member], ...]
+
+    @cached_property
+    def empty(self) -> dict[str, str | None]:
+        """A record without members."""
+        return dict.fromkeys(name for name, _ in self.leaves)
 
     @property
     def unknown(self) -> str:
@@ -105,16 +106,22 @@ def _plan(identity: _Identity) -> Plan:
         if member.children:
             raise _both(name, next(m for m in member.walk() if m.columns))
         kinds = kinds_of(column.dtype, coerce=column.coerce, unit=column.unit is not None)
-        if member.columns and member.type != column.dtype and (member.nested or column.dtype.nested or column.dtype.kind == "json"):
+        if member.columns and member.type != column.dtype and (member.nested or _is_nested(column.dtype)):
             raise SpecError(
-                f"column {name!r}: its path is also read by {member.columns[0]!r} with another nested type.", hint="Give both the same type."
+                f"column {name!r}: its path is also read by {member.columns[0]!r} with another nested type.",
+                hint="Give both the same type.",
             )
         member.kinds = member.kinds & kinds if member.columns else kinds
         member.coerce = member.coerce or column.coerce
         member.type = member.type or column.dtype
+        member.nested = _is_nested(member.type)
         member.columns.append(name)
         leaves.append((name, member))
     return Plan(contract, root, tuple(leaves))
+
+
+def _is_nested(dtype: DataType) -> bool:
+    return dtype.nested or dtype.kind == "json"
 
 
 def _both(name: str, other: Member) -> SpecError:

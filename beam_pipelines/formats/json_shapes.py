@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beam_pipelines.formats.json_bits import SPACE, Bytes, Indexes, Mask, Ranks, Structure, pack, unpack
+from beam_pipelines.formats.json_bits import Bytes, Indexes, Mask, Ranks, Structure, pack, unpack, words_of
 from beam_pipelines.formats.json_plan import KIND_OF_BYTE, STRING
 
 _COLON, _COMMA, _BACKSLASH, _MINUS = 58, 44, 92, 45
-_LEAST_ROWS = 8  # so many rows of a new look are worth a new shape
-_TRIES = 8  # new shapes per count of tokens in a chunk
-_MOST_SHAPES = 512
+_SPACE = 32  # outside of strings no other byte up to it is JSON
+_LEAST_ROWS = 16  # fewer rows with one number of tokens are not worth a comparison of their own
+_MOST_SHAPES = 8  # of one number of tokens
+_TRIALS = 256  # shapes judged in vain before no more are looked for
 
 Judge = Callable[[Bytes], "Shape | None"]
 Columns = npt.NDArray[np.intp]
@@ -58,7 +59,9 @@ class Segments(NamedTuple):
     row: Indexes
 
 
-def names_as_words(text: Bytes, colons: Columns, at: Indexes, back: Indexes) -> tuple[Columns, npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def names_as_words(
+    text: Bytes, colons: Columns, at: Indexes, back: Indexes
+) -> tuple[Columns, npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """`Shape.words` of the names that begin `back` before the colons `at`."""
     column: list[int] = []
     distance: list[int] = []
@@ -78,16 +81,17 @@ def names_as_words(text: Bytes, colons: Columns, at: Indexes, back: Indexes) -> 
 class Shapes:
     """The shapes known so far, by their number of tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, least_rows: int = _LEAST_ROWS) -> None:
         self._known: dict[int, list[Shape]] = {}
-        self._count = 0
+        self._least_rows = least_rows
+        self._trials = _TRIALS
 
     def match(self, text: Bytes, offsets: Indexes, marks: Structure, *, escapes: bool, judge: Judge) -> tuple[Mask, list[Segments]]:
         """Rows proven by a shape, and the unknown members to keep. `judge` gives the shape of a record, or None where it has none.
 
         `text` goes on behind the last record by at least 8 bytes.
         """
-        chunk = _Chunk(text, int(offsets[-1]), marks, escapes)
+        chunk = _Chunk(text, offsets, marks, escapes)
         first = np.searchsorted(chunk.position, offsets)
         counts = np.diff(first)
         proven = np.zeros(len(counts), bool)
@@ -95,24 +99,28 @@ class Shapes:
         order = np.argsort(counts, kind="stable")
         edges = np.flatnonzero(np.diff(counts[order])) + 1
         for rows in np.split(order, edges):
-            tokens = int(counts[rows[0]]) if len(rows) else 0
-            left = rows
-            for shape in self._known.get(tokens, ()):
-                left = self._try(chunk, shape, first, left, proven, segments)
-                if not len(left):
-                    break
-            for _ in range(_TRIES):
-                if len(left) < _LEAST_ROWS or self._count >= _MOST_SHAPES:
-                    break
-                row = int(left[0])
-                found = judge(text[int(offsets[row]) : int(offsets[row + 1])])
-                if found is None or any(_alike(found, shape) for shape in self._known.get(tokens, ())):
-                    left = left[1:]
-                    continue
-                self._known.setdefault(tokens, []).append(found)
-                self._count += 1
-                left = self._try(chunk, found, first, left, proven, segments)
+            if len(rows) >= self._least_rows:
+                self._group(chunk, first, rows, int(counts[rows[0]]), proven, segments, judge)
         return proven, segments
+
+    def _group(
+        self, chunk: _Chunk, first: Indexes, left: Indexes, tokens: int, proven: Mask, segments: list[Segments], judge: Judge
+    ) -> None:
+        """Rows that have one number of tokens."""
+        known = self._known.setdefault(tokens, [])
+        for shape in known:
+            left = self._try(chunk, shape, first, left, proven, segments)
+        while len(left) >= self._least_rows and len(known) < _MOST_SHAPES and self._trials > 0:
+            self._trials -= 1
+            row, left = int(left[0]), left[1:]
+            found = judge(chunk.record(row))
+            if found is None or any(_alike(found, shape) for shape in known):
+                continue
+            before = len(left)
+            left = self._try(chunk, found, first, left, proven, segments)
+            if before - len(left) >= self._least_rows // 2:
+                known.append(found)
+                self._trials += 1
 
     def _try(self, chunk: _Chunk, shape: Shape, first: Indexes, rows: Indexes, proven: Mask, segments: list[Segments]) -> Indexes:
         """Proves the rows that have the shape; gives the others."""
@@ -135,39 +143,45 @@ def _alike(one: Shape, other: Shape) -> bool:
 class _Chunk:
     """A text's brackets and colons, and what is asked about the bytes around them."""
 
-    def __init__(self, text: Bytes, size: int, marks: Structure, escapes: bool) -> None:
-        self.text, self.size, self.marks, self.escapes = text, size, marks, escapes
+    def __init__(self, text: Bytes, offsets: Indexes, marks: Structure, escapes: bool) -> None:
+        self.text, self.offsets, self.marks, self.escapes = text, offsets, marks, escapes
+        self.size = size = int(offsets[-1])
         part = text[:size]
         token = (part & 0xD9) == 0x59  # brackets; the other bytes like that (Y _ y DEL) occur in strings only
         token |= part == _COLON
         token &= ~unpack(marks.inside, size)
-        self.position = np.flatnonzero(token).astype(np.int32)
+        self.position = np.flatnonzero(token)
         self.char = text[self.position]
-        self.windows = np.lib.stride_tricks.as_strided(text, (len(text) - 7, 8), (1, 1), writeable=False)
+        self.words = words_of(text)
         self._ranks: dict[int, Ranks] = {}
 
-    def agrees(self, shape: Shape, position: npt.NDArray[np.int32]) -> Mask:
+    def record(self, row: int) -> Bytes:
+        return self.text[int(self.offsets[row]) : int(self.offsets[row + 1])]
+
+    def agrees(self, shape: Shape, position: Indexes) -> Mask:
         """Rows (of tokens at `position`) whose names are the shape's and whose values are of its kinds."""
         column, distance, mask, word = shape.words
-        good = ((self.windows[position[:, column] - distance].view("<u8")[..., 0] & mask) == word).all(axis=1)
+        good: Mask = ((self.words[position[:, column] - distance] & mask) == word).all(axis=1)
         at = position[:, shape.colons]
         if self.escapes:
             before = at - shape.back - 1
             good &= (self.text[before] != _BACKSLASH).all(axis=1)
         first = self.text[at + 1]
-        spaced = SPACE[first]
-        if spaced.any():
-            first = np.where(spaced, self.text[at + 2], first) if not spaced.all() else self.text[at + 2]
-        good &= ((KIND_OF_BYTE[first] & shape.kinds) != 0).all(axis=1)
+        spaced = first <= _SPACE
+        if spaced.all():
+            first = self.text[at + 2]
+        elif spaced.any():
+            first = np.where(spaced, self.text[at + 2], first)
+        good &= ((KIND_OF_BYTE.take(first) & shape.kinds) != 0).all(axis=1)
         for array in shape.arrays:
             start, end = position[:, array.open] + 1, position[:, array.close]
             ranks = self._of_kind(array.kind)
-            good &= ranks.below(end) - ranks.below(start) == end - start
+            good &= (ranks.below(end) - ranks.below(start)) == (end - start)
         if len(shape.steps):
             here, there = position[:, shape.steps], position[:, shape.steps + 1]
             gap = there - here
             comma = self.text[here + 1] == _COMMA
-            good &= ((gap == 1) | (comma & ((gap == 2) | ((gap == 3) & SPACE[self.text[here + 2]])))).all(axis=1)
+            good &= ((gap == 1) | (comma & ((gap == 2) | ((gap == 3) & (self.text[here + 2] <= _SPACE))))).all(axis=1)
         return good
 
     def _of_kind(self, kind: int) -> Ranks:
@@ -175,11 +189,10 @@ class _Chunk:
         found = self._ranks.get(kind)
         if found is None:
             text = self.text[: self.size]
-            between = pack((text == _COMMA) | SPACE[text]) & ~self.marks.inside
+            between = pack((text == _COMMA) | (text <= _SPACE)) & ~self.marks.inside
             if kind == STRING:
                 allowed = between | self.marks.inside | self.marks.quotes
             else:
                 allowed = between | (pack(((text - np.uint8(46)) < 12) | (text == _MINUS)) & ~self.marks.inside)
             found = self._ranks[kind] = Ranks(allowed)
         return found
-

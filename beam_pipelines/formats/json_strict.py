@@ -50,7 +50,7 @@ def decode_record(raw: bytes, plan: Plan) -> Decoded | Rejected:
     if isinstance(record, Rejected):
         return record
     failures: list[Failure] = []
-    values: dict[str, str | None] = dict.fromkeys(name for name, _ in plan.leaves)
+    values: dict[str, str | None] = plan.empty.copy()
     unknown = _object(record, plan.root, plan, values, failures)
     if failures:
         order = {name: i for i, (name, _) in enumerate(plan.leaves)}
@@ -114,8 +114,6 @@ def to_text(value: Any) -> str:
 
 def kind_of(value: Any) -> int:
     """The JSON kind of a parsed value."""
-    if isinstance(value, Number):
-        return NUMBER
     return _KINDS[type(value)]
 
 
@@ -148,7 +146,7 @@ def _refuse(constant: str) -> None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=Number, parse_int=Number, parse_constant=_refuse)
 _quoted = json.JSONEncoder(ensure_ascii=False).encode
 _LITERALS = {True: "true", False: "false", None: "null"}
-_KINDS = {str: STRING, bool: BOOLEAN, type(None): NULL, dict: OBJECT, list: ARRAY}
+_KINDS = {str: STRING, Number: NUMBER, bool: BOOLEAN, type(None): NULL, dict: OBJECT, list: ARRAY}
 _REASONS = {
     "Extra data": "something follows the object",
     "Expecting value": "expected a value",
@@ -173,8 +171,9 @@ def _has_surrogate(value: Any) -> bool:
 def _object(record: dict[str, Any], at: Member, plan: Plan, values: dict[str, str | None], failures: list[Failure]) -> dict[str, Any]:
     """Fills `values` and `failures` from an object; gives its unknown members."""
     unknown: dict[str, Any] = {}
+    children = at.children
     for key, value in record.items():
-        member = at.children.get(key)
+        member = children.get(key)
         if member is None:
             unknown[key] = value
         elif member.columns:
@@ -193,23 +192,41 @@ def _object(record: dict[str, Any], at: Member, plan: Plan, values: dict[str, st
 
 
 def _leaf(value: Any, member: Member, plan: Plan, values: dict[str, str | None], failures: list[Failure]) -> bool:
-    """Sets the columns that read a member; says whether it holds members that its type does not name."""
+    """Sets the columns that read a member; says whether its value holds members that its type does not name."""
+    if member.nested:
+        return _nested(value, member, plan, values, failures)
+    if value is not None:
+        kind = _KINDS[type(value)]
+        if not kind & member.kinds:
+            _wrong_kind(value, member, plan, failures)
+        text = _LITERALS[value] if kind == BOOLEAN else value
+        for name in member.columns:
+            values[name] = text
+    return False
+
+
+def _wrong_kind(value: Any, member: Member, plan: Plan, failures: list[Failure]) -> None:
+    """Names each column that reads the member and does not accept its kind."""
+    for name in member.columns:
+        column = plan.column(name)
+        if not kind_of(value) & kinds_of(column.dtype, coerce=column.coerce, unit=column.unit is not None):
+            wanted = str(column.dtype) if column.unit is None else f"{column.dtype} or a number of {column.unit}"
+            failures.append(Failure("type", name, f"{name}: got {_shown(value, name, plan)}; expected {wanted}"))
+
+
+def _nested(value: Any, member: Member, plan: Plan, values: dict[str, str | None], failures: list[Failure]) -> bool:
+    """Sets the columns that read a member as JSON text; says whether it holds members that its type does not name."""
+    if value is None:
+        return False
     extra = False
     for name in member.columns:
         column = plan.column(name)
-        dtype = column.dtype
-        if not kind_of(value) & kinds_of(dtype, coerce=column.coerce, unit=column.unit is not None):
-            wanted = str(dtype) if column.unit is None else f"{dtype} or a number of {column.unit}"
-            failures.append(Failure("type", name, f"{name}: got {_shown(value, name, plan)}; expected {wanted}"))
-        elif dtype.nested and value is not None:
-            wrong = next(_misfits(value, dtype, name, column), None)
-            if wrong is not None:
-                path, found, expected = wrong
-                failures.append(Failure("type", name, f"{path}: got {_shown(found, name, plan)}; expected {expected}"))
-            extra = extra or _has_extra(value, dtype)
-            values[name] = to_text(value)
-        elif value is not None:
-            values[name] = value if isinstance(value, str) and dtype.kind != "json" else to_text(value)
+        wrong = next(_misfits(value, column.dtype, name, column), None)
+        if wrong is not None:
+            path, found, expected = wrong
+            failures.append(Failure("type", name, f"{path}: got {_shown(found, name, plan)}; expected {expected}"))
+        extra = extra or _has_extra(value, column.dtype)
+        values[name] = to_text(value)
     return extra
 
 

@@ -15,14 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.arrow.schema import Rejected
-from beam_pipelines.formats.json_bits import Bytes, Indexes, Mask
+from beam_pipelines.formats.json_bits import Bytes, Indexes, Mask, skip_space
 from beam_pipelines.formats.json_strict import parse
 
 _LINES_PER_CALL = 64
 _OPEN, _CLOSE, _NEWLINE = 123, 125, 10
-_SPACE = np.zeros(256, bool)
-_SPACE[[9, 10, 13, 32]] = True
-_LONGEST_TAIL = 8
 
 
 class _Object(msgspec.Struct):
@@ -78,7 +75,9 @@ def text_of(array: pa.Array) -> Text:
     raw_offsets = np.frombuffer(offset_buffer, np.int64 if large else np.int32)[array.offset : array.offset + rows + 1]
     first, last = int(raw_offsets[0]), int(raw_offsets[-1])
     data = np.frombuffer(data_buffer, np.uint8)[first:last]
-    lines = pa.Array.from_buffers(pa.large_string() if large else pa.string(), rows, [None, offset_buffer, data_buffer], offset=array.offset)
+    lines = pa.Array.from_buffers(
+        pa.large_string() if large else pa.string(), rows, [None, offset_buffer, data_buffer], offset=array.offset
+    )
     return Text(data, raw_offsets.astype(np.int64) - first, lines)
 
 
@@ -119,19 +118,14 @@ def _shaped(text: Text) -> Mask:
     starts, ends = text.offsets[:-1], text.offsets[1:]
     if not len(text.data):
         return np.zeros(len(starts), bool)
-    last = ends - 1
-    for _ in range(_LONGEST_TAIL):
-        space = _SPACE[text.data[last]]
-        if not space.any():
-            break
-        last = last - space
-        np.maximum(last, starts, out=last)
-    return (ends - starts >= 2) & (text.data[np.minimum(starts, len(text.data) - 1)] == _OPEN) & (text.data[last] == _CLOSE)
+    last = np.maximum(skip_space(text.data, ends - 1, back=True), starts)
+    good: Mask = (ends - starts >= 2) & (text.data[np.minimum(starts, len(text.data) - 1)] == _OPEN) & (text.data[last] == _CLOSE)
+    return good
 
 
 def _proven(text: Text, good: Mask) -> None:
     """Clears `good` where msgspec finds a fault, and where it cannot be seen which of two neighbours has it."""
-    view = memoryview(np.ascontiguousarray(text.data))
+    view = text.data.data
     offsets = text.offsets.tolist() if len(text.offsets) < 4096 else text.offsets
     edges = np.flatnonzero(np.diff(np.concatenate(([False], good, [False])).view(np.int8))).tolist()
     for start, end in zip(edges[::2], edges[1::2], strict=True):
@@ -177,4 +171,6 @@ def _byte(message: str) -> int | None:
 def _with_nulls(lines: pa.Array, valid: Mask) -> pa.Array:
     _, offsets, data = lines.buffers()
     bits = np.concatenate((np.zeros(lines.offset, bool), valid))
-    return pa.Array.from_buffers(lines.type, len(lines), [pa.py_buffer(np.packbits(bits, bitorder="little")), offsets, data], offset=lines.offset)
+    return pa.Array.from_buffers(
+        lines.type, len(lines), [pa.py_buffer(np.packbits(bits, bitorder="little")), offsets, data], offset=lines.offset
+    )

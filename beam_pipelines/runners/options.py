@@ -7,8 +7,20 @@ from dataclasses import dataclass
 
 from beam_pipelines.errors import SpecError, nearest
 
-_ENGINES = {"direct": "FnApiRunner", "directrunner": "FnApiRunner", "fnapirunner": "FnApiRunner", "bundlebaseddirectrunner": "BundleBasedDirectRunner"}
-_LATER = {"prism": "stream", "prismrunner": "stream", "flink": "Flink", "flinkrunner": "Flink", "dataflow": "Dataflow", "dataflowrunner": "Dataflow"}
+_ENGINES = {
+    "direct": "FnApiRunner",
+    "directrunner": "FnApiRunner",
+    "fnapirunner": "FnApiRunner",
+    "bundlebaseddirectrunner": "BundleBasedDirectRunner",
+}
+_LATER = {
+    "prism": "stream",
+    "prismrunner": "stream",
+    "flink": "Flink",
+    "flinkrunner": "Flink",
+    "dataflow": "Dataflow",
+    "dataflowrunner": "Dataflow",
+}
 _CORRUPTING = "--direct_running_mode=multi_threading"
 
 
@@ -22,7 +34,8 @@ class Engine:
     @property
     def announcement(self) -> str:
         """One line for people."""
-        return f"engine: {self.name} (in this process)" + (f", which is what --runner {self.asked} means here" if self.asked.lower() != self.name.lower() else "")
+        asked = "" if self.asked.lower() == self.name.lower() else f" (--runner {self.asked})"
+        return f"engine: Beam's {self.name} in this process{asked}"
 
 
 def engine_for(runner: str) -> Engine:
@@ -32,7 +45,9 @@ def engine_for(runner: str) -> Engine:
         return Engine(name, runner)
     if runner.lower() in _LATER:
         raise SpecError(f"--runner {runner}: the {_LATER[runner.lower()]} path is not part of this version.", hint="Use --runner direct.")
-    raise SpecError(f"--runner {runner}: unknown runner;", hint=nearest(runner, ["direct", "DirectRunner", "FnApiRunner", "BundleBasedDirectRunner"]))
+    raise SpecError(
+        f"--runner {runner}: unknown runner;", hint=nearest(runner, ["direct", "DirectRunner", "FnApiRunner", "BundleBasedDirectRunner"])
+    )
 
 
 def check_flags(flags: Sequence[str]) -> None:
@@ -44,4 +59,7 @@ def check_flags(flags: Sequence[str]) -> None:
             hint="Use in_memory (the default) or multi_processing.",
         )
     if "data_buffer_time_limit_ms" in joined:
-        raise SpecError("--experiments=data_buffer_time_limit_ms: corrupts streams whose coder releases the interpreter lock, as Arrow's does.", hint="Leave it out.")
+        raise SpecError(
+            "--experiments=data_buffer_time_limit_ms: corrupts streams whose coder releases the interpreter lock, as Arrow's does.",
+            hint="Leave it out.",
+        )

@@ -1,7 +1,7 @@
 """Every output of a pipeline as a table of its name in DuckDB, exactly as committed, and `runs`.
 
-    rows, each aggregate, dead_letters     the live files of the newest commit, whatever else lies in the folders
-    runs                                   one row per run that ended
+rows, each aggregate, dead_letters     the live files of the newest commit, whatever else lies in the folders
+runs                                   one row per run that ended
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str, *, expected: Iterable[s
     except duckdb.CatalogException as error:
         raise _unknown_table(connection, error, expected) from None
     except (duckdb.IOException, duckdb.HTTPException) as error:
-        raise RunError(f"query: {_first_line(error)}", hint="A file of the newest commit is gone or broken; a new run writes it again.") from error
+        raise RunError(
+            f"query: {_first_line(error)}", hint="A file of the newest commit is gone or broken; a new run writes it again."
+        ) from error
     except duckdb.Error as error:
         raise SpecError(f"query: {_explained(error)}") from None
 
@@ -89,7 +91,9 @@ def _unknown_table(connection: duckdb.DuckDBPyConnection, error: Exception, expe
     views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     names = [str(row[0]) for row in views]
     if name in set(expected) - set(names):
-        return SpecError(f"query: nothing has been committed to '{name}' yet.", hint="Run the pipeline first; a run that fails commits nothing.")
+        return SpecError(
+            f"query: nothing has been committed to '{name}' yet.", hint="Run the pipeline first; a run that fails commits nothing."
+        )
     return SpecError(f"query: there is no table '{name}';", hint=nearest(name, {*names, *expected}))
 
 

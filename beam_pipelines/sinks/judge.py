@@ -35,7 +35,7 @@ class JudgeRun:
         if not checks.over_many:
             return []
         merged = checks.merge([pa.ipc.open_stream(s).read_next_batch() for s in states])
-        started = datetime.fromisoformat(self.started_at.replace("Z", "+00:00"))
+        started = datetime.fromisoformat(self.started_at)
         results = checks.judge(merged, now_micros=int(started.timestamp() * 1_000_000))
         return [
             CheckResult(

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.schema import POSITION
 from beam_pipelines.sinks.files import FileWriter
 from beam_pipelines.sinks.places import is_local, local, open_new, parent, refused
 from beam_pipelines.sinks.run import Output, RunInfo
@@ -47,6 +48,7 @@ class ParquetEncoder:
         level = 1 if self.level is None and self.compression == "zstd" else self.level
         return {
             "compression": self.compression, "compression_level": level, "use_dictionary": repeating or False,
+            "column_encoding": {n: "DELTA_BINARY_PACKED" for n in _rising(first.schema) if n not in repeating} or None,
             "write_statistics": (self._statistics(first.schema, repeating) if self.statistics is None else list(self.statistics)) or False,
             "store_decimal_as_integer": True,
         }  # fmt: skip
@@ -96,6 +98,11 @@ def _repeats(leaf: pa.Array) -> bool:
         return bool(pc.count_distinct(leaf).as_py() * _REPEATS <= len(leaf))
     except pa.ArrowNotImplementedError:
         return False
+
+
+def _rising(schema: pa.Schema) -> list[str]:
+    """Columns of which a value is mostly near the one before: their differences are smaller and cheaper to compress."""
+    return [f.name for f in schema if pa.types.is_timestamp(f.type) or f.name == POSITION]
 
 
 def _number(kind: pa.DataType) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
@@ -101,7 +102,9 @@ def read_range(part: FileRange, source: FileSource, contract: Contract) -> Itera
     position = part.start
     try:
         with _open(part, source) as stream:
-            for piece in reader(source.format, contract).read(stream, start=part.start, end=None if part.end < 0 else part.end, limits=limits):
+            for piece in reader(source.format, contract).read(
+                stream, start=part.start, end=None if part.end < 0 else part.end, limits=limits
+            ):
                 if isinstance(piece, Broken):
                     yield piece
                 elif piece.num_rows:
@@ -137,7 +140,7 @@ def file_ranges(source: FileSource, contract: Contract) -> list[FileRange]:
             ranges.append(FileRange(path, 0, -1, size))
         else:
             cuts = [*range(0, size, source.block_bytes), size]
-            ranges += [FileRange(path, a, b, size) for a, b in zip(cuts, cuts[1:], strict=False)]
+            ranges += [FileRange(path, a, b, size) for a, b in pairwise(cuts)]
     return ranges
 
 
@@ -173,7 +176,7 @@ def _open(part: FileRange, source: FileSource) -> BinaryIO:
     if "://" in part.path:
         stream = FileSystems.open(part.path, compression_type=CompressionTypes.UNCOMPRESSED)
     else:
-        stream = open(part.path, "rb", buffering=0)
+        stream = open(part.path, "rb", buffering=0)  # noqa: SIM115  (the caller closes it)
     codec = codec_of(part.path, source.compression)
     if codec is None:
         return stream

@@ -64,7 +64,9 @@ def _read(path: str, size: int, fmt: Format, name: str) -> pa.Table:
     except OSError as error:
         raise SourceError(f"lookup '{name}': {path}: cannot be read: {error}") from error
     except (pa.ArrowException, ValueError) as error:
-        raise RunError(f"lookup '{name}': {path}: is no valid {fmt.type} file: {error}", hint="A lookup is read whole or not at all.") from error
+        raise RunError(
+            f"lookup '{name}': {path}: is no valid {fmt.type} file: {error}", hint="A lookup is read whole or not at all."
+        ) from error
 
 
 def _csv(stream: BinaryIO, fmt: Format) -> pa.Table:
@@ -104,6 +106,8 @@ def _typed(table: pa.RecordBatch, columns: Mapping[str, str], name: str) -> pa.R
     contract = Contract(columns={c: Column(type=kind) for c, kind in columns.items()})
     split = conform_batch(table.select(list(columns)), contract)
     if split.dead.num_rows:
-        raise RunError(f"lookup '{name}': {split.dead.num_rows} rows do not fit its columns' types; the first: {split.dead['message'][0].as_py()}")
+        raise RunError(
+            f"lookup '{name}': {split.dead.num_rows} rows do not fit its columns' types; the first: {split.dead['message'][0].as_py()}"
+        )
     typed = {n: split.rows[n] if n in columns else table[n] for n in table.schema.names}
     return pa.RecordBatch.from_arrays(list(typed.values()), names=list(typed))

@@ -33,7 +33,7 @@ class FileSource(Model):
     arrival: Arrival | None = Field(None, description="When a row arrived; default: unknown, which is on time.")
     max_record_bytes: int = Field(16 * 2**20, gt=0, description="A longer record is a dead letter.")
     max_expansion: int = Field(1000, gt=0, description="Largest ratio of decompressed to compressed bytes, against decompression bombs.")
-    block_bytes: int = Field(16 * 2**20, gt=0, description="Bytes per batch and per split of a file.")
+    block_bytes: int = Field(32 * 2**20, gt=0, description="Bytes per batch and per split of a file.")
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The stages as PTransforms over PCollections of RecordBatch; each is public and needs no YAML.
 
-    rows | FromRows(contract) | Conform(contract) | Validate(contract)      ->  .valid, .dead, .counts
+rows | FromRows(contract) | Conform(contract) | Validate(contract)      ->  .valid, .dead, .counts
 """
 
 from beam_pipelines.transforms.aggregate import Aggregate, Aggregated

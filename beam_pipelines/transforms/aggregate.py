@@ -76,7 +76,9 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             | "PartialAggregate" >> make.with_outputs(DEAD, COUNTS, main="partials")
         )
         shown = made.partials | "GroupByShard" >> beam.GroupByKey() | "MergeAndPresent" >> merge.with_outputs(DEAD, COUNTS, main="panes")
-        return Aggregated(shown.panes, joined([*dead, made[DEAD], shown[DEAD]], "Dead"), joined([*counts, made[COUNTS], shown[COUNTS]], "Counts"))
+        return Aggregated(
+            shown.panes, joined([*dead, made[DEAD], shown[DEAD]], "Dead"), joined([*counts, made[COUNTS], shown[COUNTS]], "Counts")
+        )
 
 
 class _PartialAggregate(beam.DoFn):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from beam_pipelines.arrow.conform import conform_steps
+from beam_pipelines.arrow.conform import civil_paths, conform_steps
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.program import Program
 from beam_pipelines.transforms.stage import run_program
@@ -34,5 +34,5 @@ class Conform(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     def expand(self, rows: Any) -> Conformed:
         steps = conform_steps(self.contract, text=False, time_zone=self.time_zone)
-        program = Program(steps, civil=self.contract.civil, event_time=self.contract.event_time or "", keep_raw=True)
+        program = Program(steps, civil=civil_paths(self.contract), event_time=self.contract.event_time or "", keep_raw=True)
         return Conformed(*run_program(rows, program))

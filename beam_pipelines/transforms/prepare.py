@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from beam_pipelines.arrow.checks import check_steps
-from beam_pipelines.arrow.conform import conform_steps
+from beam_pipelines.arrow.conform import civil_paths, conform_steps
 from beam_pipelines.arrow.engine import quote
 from beam_pipelines.arrow.layers import Define, Layer
 from beam_pipelines.arrow.program import Program, Step
@@ -46,7 +46,7 @@ def row_program(spec: PipelineSpec, source: FileSource | PubsubSource, lookups: 
     """The row stages of `spec` for the records of `source`."""
     return Program(
         tuple(step for _, steps in row_stages(spec, source, lookups) for step in steps),
-        civil=civil_after(spec.transform, spec.contract.civil),
+        civil=civil_after(spec.transform, civil_paths(spec.contract)),
         raw_format=source.format.type,
         event_time=spec.contract.event_time or "",
         keep_raw=keep_raw,

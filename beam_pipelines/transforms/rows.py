@@ -34,7 +34,9 @@ class FromRows(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         self.source = source
 
     def expand(self, rows: beam.PCollection) -> Decoded:
-        split = rows | "Batch" >> beam.ParDo(_Batch(self.source)).with_output_types(pa.RecordBatch, batches=pa.RecordBatch).with_outputs("batches", main="raw")
+        split = rows | "Batch" >> beam.ParDo(_Batch(self.source)).with_output_types(pa.RecordBatch, batches=pa.RecordBatch).with_outputs(
+            "batches", main="raw"
+        )
         raw = split.raw | "Decode" >> Decode(self.contract, self.format)
         batches = split.batches | "Pick" >> Decode(self.contract, "parquet")
         return Decoded(*((a, b) | f"All{n}" >> beam.Flatten() for n, a, b in zip(("Rows", "Dead", "Counts"), raw, batches, strict=True)))
@@ -90,7 +92,9 @@ class _Batch(beam.DoFn):  # type: ignore[misc]
     def _flush(self, waiting: list[tuple[bytes, int | None]]) -> pa.RecordBatch:
         raw = pa.array([r for r, _ in waiting], pa.binary())
         arrival = pa.array([t for _, t in waiting], pa.int64()).cast(UTC_MICROS)
-        return pa.RecordBatch.from_arrays([*provenance(self._name, self._positions(len(waiting)), arrival), raw], names=[*PROVENANCE.names, RAW])
+        return pa.RecordBatch.from_arrays(
+            [*provenance(self._name, self._positions(len(waiting)), arrival), raw], names=[*PROVENANCE.names, RAW]
+        )
 
     def _identified(self, batch: pa.RecordBatch, timestamp: Any) -> pa.RecordBatch:
         if SOURCE in batch.schema.names and POSITION in batch.schema.names and ARRIVAL in batch.schema.names:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.transforms.window import WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -76,11 +76,15 @@ class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def start_bundle(self) -> None:
         self._waiting = {}
 
-    def process(self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam) -> Iterator[Any]:
+    def process(
+        self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Any]:
         if batch.num_rows >= TARGET_ROWS:
             yield from self._run(batch)
         elif batch.num_rows:
-            waiting = self._waiting.setdefault((window, batch.schema, batch.schema.metadata and tuple(batch.schema.metadata.items())), _Waiting(window))
+            waiting = self._waiting.setdefault(
+                (window, batch.schema, batch.schema.metadata and tuple(batch.schema.metadata.items())), _Waiting(window)
+            )
             waiting.add(batch, timestamp)
             if waiting.rows >= TARGET_ROWS:
                 yield from self._run(waiting.take())
@@ -136,21 +140,31 @@ def counts_of(batch: pa.RecordBatch, split: Split) -> list[Count]:
     if not (split.dead.num_rows or split.filtered or any(split.warned.values())):
         return []
     unit = unit_of(batch)
-    dead: Counter[tuple[str, str]] = Counter()
-    failed: Counter[tuple[str, str]] = Counter()
-    for letter in split.dead.select(["source", "stage", "reason", "failures"]).to_pylist():  # rejected rows only
-        source = str(letter["source"])
-        dead[source, f"{letter['stage']}:{letter['reason']}"] += 1
-        failed.update((source, name) for name in {failure["name"] for failure in letter["failures"]})
+    letters = pa.Table.from_batches([split.dead])
+    dead = {(e["source"], f"{e['stage']}:{e['reason']}"): e["source_count"] for e in _grouped(letters, ["source", "stage", "reason"])}
     before, after = rows_by_source(batch), rows_by_source(split.rows)
     counts: list[Count] = [(unit, source, "dead", detail, rows) for (source, detail), rows in dead.items()]
-    counts += [(unit, source, "failed", name, rows) for (source, name), rows in failed.items()]
+    counts += [(unit, e["source"], "failed", e["name"], e["row_count_distinct"]) for e in _failed(letters)]
     for source, rows in before.items():
         lost = rows - after.get(source, 0) - sum(n for (s, _), n in dead.items() if s == source)
         counts += [(unit, source, "filtered", "", lost)] if lost else []
     first = next(iter(before), "")
     counts += [(unit, first, "warn", name, hits) for name, hits in split.warned.items() if hits]
     return counts
+
+
+def _grouped(table: pa.Table, keys: list[str]) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = table.group_by(keys).aggregate([(keys[0], "count")]).to_pylist()
+    return groups
+
+
+def _failed(letters: pa.Table) -> list[dict[str, Any]]:
+    """How many letters of each source name each check or column."""
+    failures = letters["failures"].combine_chunks()
+    rows = pc.list_parent_indices(failures)
+    table = pa.table({"source": letters["source"].take(rows), "name": failures.flatten().field("name"), "row": rows})
+    groups: list[dict[str, Any]] = table.group_by(["source", "name"]).aggregate([("row", "count_distinct")]).to_pylist()
+    return groups
 
 
 def rows_by_source(batch: pa.RecordBatch) -> dict[str, int]:

@@ -52,5 +52,7 @@ class _Steps:
         program = self._programs.get(batch.schema)
         if program is None:
             steps = transform_steps(self.steps, lookups=self.lookups, columns=batch.schema.names)
-            program = self._programs[batch.schema] = Program(steps, civil=civil_after(self.steps, civil_columns(batch.schema)), keep_raw=True)
+            program = self._programs[batch.schema] = Program(
+                steps, civil=civil_after(self.steps, civil_columns(batch.schema)), keep_raw=True
+            )
         return program(batch, engine)

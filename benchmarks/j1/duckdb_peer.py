@@ -29,7 +29,9 @@ CHECKS = {
     "currency": "currency IS NOT NULL AND currency IN ('EUR','USD','GBP','SEK')",
     "quantity": "quantity IS NOT NULL AND quantity > 0",
 }
-BITS = "(CASE WHEN valid THEN 0 ELSE 1 END) | " + " | ".join(f"(CASE WHEN {c} THEN 0 ELSE {2 << i} END)" for i, c in enumerate(CHECKS.values()))
+BITS = "(CASE WHEN valid THEN 0 ELSE 1 END) | " + " | ".join(
+    f"(CASE WHEN {c} THEN 0 ELSE {2 << i} END)" for i, c in enumerate(CHECKS.values())
+)
 
 
 def run(source: Path, out: Path) -> None:
@@ -50,11 +52,17 @@ def run(source: Path, out: Path) -> None:
     reasons = str(["json", *CHECKS])
     db.execute(f"""COPY (SELECT filename, raw, list_filter({reasons}, lambda reason, i: (bad >> (i - 1)::INT) & 1 = 1) AS reasons FROM judged WHERE bad <> 0)
                    TO '{out}/dead.parquet' (FORMAT parquet)""")
-    db.execute("""CREATE TEMP TABLE events AS SELECT * EXCLUDE (bad, raw) FROM judged WHERE rowid IN (SELECT min(rowid) FROM judged WHERE bad = 0 GROUP BY event_id)""")
-    db.execute(f"COPY (SELECT *, event_time::DATE AS day FROM events) TO '{out}/rows' (FORMAT parquet, PARTITION_BY (day), COMPRESSION snappy, OVERWRITE)")
+    db.execute(
+        """CREATE TEMP TABLE events AS SELECT * EXCLUDE (bad, raw) FROM judged WHERE rowid IN (SELECT min(rowid) FROM judged WHERE bad = 0 GROUP BY event_id)"""
+    )
+    db.execute(
+        f"COPY (SELECT *, event_time::DATE AS day FROM events) TO '{out}/rows' (FORMAT parquet, PARTITION_BY (day), COMPRESSION snappy, OVERWRITE)"
+    )
     db.execute(f"""COPY (SELECT date_trunc('hour', event_time) AS hour, country, type, count(*) AS events, sum(amount) AS amount FROM events GROUP BY ALL)
                    TO '{out}/hourly.parquet' (FORMAT parquet)""")
-    read, dead, kept = db.sql("SELECT (SELECT count(*) FROM judged), (SELECT count(*) FROM judged WHERE bad <> 0), (SELECT count(*) FROM events)").fetchall()[0]
+    read, dead, kept = db.sql(
+        "SELECT (SELECT count(*) FROM judged), (SELECT count(*) FROM judged WHERE bad <> 0), (SELECT count(*) FROM events)"
+    ).fetchall()[0]
     print(json.dumps({"read": read, "dead": dead, "duplicates": read - dead - kept, "written": kept}))
 
 

@@ -1,6 +1,6 @@
 """J1 in row-wise Beam Python, as Beam's own examples teach it: one dict per element, Map, ParDo, GroupByKey, CombinePerKey, fileio.
 
-    python benchmarks/j1/rowwise_beam.py INPUT_DIRECTORY OUTPUT_DIRECTORY
+python benchmarks/j1/rowwise_beam.py INPUT_DIRECTORY OUTPUT_DIRECTORY
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Decode(beam.DoFn):  # type: ignore[misc]
         try:
             event = json.loads(line, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_unique)
             row = {
-                "event_id": event["event_id"], "event_time": datetime.fromisoformat(event["event_time"].replace("Z", "+00:00")),
+                "event_id": event["event_id"], "event_time": datetime.fromisoformat(event["event_time"]),
                 "user_id": event["user"]["id"], "country": event["user"]["country"], "type": event["type"], "amount": event["amount"],
                 "currency": event["currency"], "url": event["url"], "quantity": event["quantity"],
             }  # fmt: skip
@@ -124,12 +124,18 @@ def run(source: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with beam.Pipeline(runner="FnApiRunner", options=PipelineOptions([])) as p:
         decoded = p | beam.io.ReadFromText(f"{source}/*.jsonl", validate=False) | beam.ParDo(Decode()).with_outputs("dead", main="good")
-        unique = decoded.good | beam.Map(lambda r: (r["event_id"], r)) | beam.GroupByKey() | "First" >> beam.Map(lambda kv: next(iter(kv[1])))
+        unique = (
+            decoded.good | beam.Map(lambda r: (r["event_id"], r)) | beam.GroupByKey() | "First" >> beam.Map(lambda kv: next(iter(kv[1])))
+        )
         unique | fileio.WriteToFiles(
             path=str(out / "rows"), destination=lambda r: r["event_time"].date().isoformat(), sink=lambda _: ParquetRows(),
             file_naming=fileio.destination_prefix_naming(".parquet"),
         )  # fmt: skip
-        totals = unique | "Keyed" >> beam.Map(lambda r: ((hour(r["event_time"]), r["country"], r["type"]), r["amount"])) | beam.CombinePerKey(Total())
+        totals = (
+            unique
+            | "Keyed" >> beam.Map(lambda r: ((hour(r["event_time"]), r["country"], r["type"]), r["amount"]))
+            | beam.CombinePerKey(Total())
+        )
         totals | "Lines" >> beam.Map(lambda kv: f"{kv[0]},{kv[1]}") | "WriteTotals" >> beam.io.WriteToText(str(out / "hourly"))
         decoded.dead | "Text" >> beam.Map(json.dumps) | "WriteDead" >> beam.io.WriteToText(str(out / "dead"))
 

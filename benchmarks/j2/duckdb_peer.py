@@ -1,6 +1,6 @@
 """J2 in DuckDB SQL: 60 columns from JSON lines and CSV, every reject kept with its reasons and its record.
 
-    python benchmarks/j2/duckdb_peer.py INPUT_DIRECTORY OUTPUT_DIRECTORY
+python benchmarks/j2/duckdb_peer.py INPUT_DIRECTORY OUTPUT_DIRECTORY
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(source: Path, out: Path) -> None:
     db = duckdb.connect(config={"threads": 1})
     lines = f"""SELECT line, filename FROM read_csv('{source}/json/*.jsonl', columns = {{line: 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', header = false,
                 auto_detect = false, filename = true, strict_mode = false, max_line_size = 1048576)"""
-    from_json = f"""SELECT valid, line AS raw, filename, {', '.join(f"CASE WHEN s.{n}::VARCHAR <> 'null' THEN s.{n}::VARCHAR END AS {n}" if n in TYPES else f's.{n}' for n in ORDER)}
+    from_json = f"""SELECT valid, line AS raw, filename, {", ".join(f"CASE WHEN s.{n}::VARCHAR <> 'null' THEN s.{n}::VARCHAR END AS {n}" if n in TYPES else f"s.{n}" for n in ORDER)}
                     FROM (SELECT *, CASE WHEN valid THEN from_json(line, '{SHAPE}') END AS s FROM (SELECT *, json_valid(line) AS valid FROM ({lines})))"""
     nested = ", ".join(f"from_json({n}, '{json.dumps(shape)}') AS {n}" for n, shape in NESTED.items())
     from_csv = f"SELECT true AS valid, NULL AS raw, filename, {', '.join([*TEXT, *TYPES])}, {nested} FROM read_csv('{source}/csv/*.csv', all_varchar = true, header = true, filename = true)"
@@ -57,19 +57,27 @@ def run(source: Path, out: Path) -> None:
     db.execute(f"""
       CREATE TEMP TABLE judged AS
       SELECT j.* EXCLUDE (raw), CASE WHEN bad <> 0 THEN coalesce(raw, to_json(j)::VARCHAR) END AS raw, c.name AS customer_name, c.segment, len(items) AS items_count
-      FROM (SELECT * EXCLUDE (valid, {', '.join(f't_{n}' for n in CASTS)}), ({bits}) AS bad
-            FROM (SELECT *, {', '.join(_cast(n, f't_{n}') for n in CASTS)} FROM (SELECT valid, raw, filename, {texts} FROM ({from_json} UNION ALL {from_csv})))) j
+      FROM (SELECT * EXCLUDE (valid, {", ".join(f"t_{n}" for n in CASTS)}), ({bits}) AS bad
+            FROM (SELECT *, {", ".join(_cast(n, f"t_{n}") for n in CASTS)} FROM (SELECT valid, raw, filename, {texts} FROM ({from_json} UNION ALL {from_csv})))) j
       LEFT JOIN read_csv('{source}/customers.csv') c USING (customer_id)""")
     reasons = str(list(rules))
-    db.execute(f"COPY (SELECT filename, raw, list_filter({reasons}, lambda reason, i: (bad >> (i - 1)::INT) & 1 = 1) AS reasons FROM judged WHERE bad <> 0) TO '{out}/dead.parquet'")
-    db.execute("CREATE TEMP TABLE orders AS SELECT * EXCLUDE (bad, raw) FROM judged WHERE rowid IN (SELECT min(rowid) FROM judged WHERE bad = 0 GROUP BY order_id)")
-    db.execute(f"COPY (SELECT *, placed_at::DATE AS day FROM orders) TO '{out}/rows' (FORMAT parquet, PARTITION_BY (day), COMPRESSION snappy, OVERWRITE)")
+    db.execute(
+        f"COPY (SELECT filename, raw, list_filter({reasons}, lambda reason, i: (bad >> (i - 1)::INT) & 1 = 1) AS reasons FROM judged WHERE bad <> 0) TO '{out}/dead.parquet'"
+    )
+    db.execute(
+        "CREATE TEMP TABLE orders AS SELECT * EXCLUDE (bad, raw) FROM judged WHERE rowid IN (SELECT min(rowid) FROM judged WHERE bad = 0 GROUP BY order_id)"
+    )
+    db.execute(
+        f"COPY (SELECT *, placed_at::DATE AS day FROM orders) TO '{out}/rows' (FORMAT parquet, PARTITION_BY (day), COMPRESSION snappy, OVERWRITE)"
+    )
     db.execute(f"""COPY (SELECT customer_id, session, min(placed_at) AS start, max(placed_at) + INTERVAL 30 MINUTE AS stop, count(*) AS orders, sum(total) AS spent, avg(weight_0) AS mean_weight
       FROM (SELECT *, sum(fresh) OVER (PARTITION BY customer_id ORDER BY placed_at ROWS UNBOUNDED PRECEDING) AS session
             FROM (SELECT customer_id, placed_at, total, weight_0, CASE WHEN placed_at - lag(placed_at) OVER (PARTITION BY customer_id ORDER BY placed_at) < INTERVAL 30 MINUTE THEN 0 ELSE 1 END AS fresh
                   FROM orders))
       GROUP BY ALL) TO '{out}/sessions.parquet'""")
-    read, dead, kept = db.sql("SELECT (SELECT count(*) FROM judged), (SELECT count(*) FROM judged WHERE bad <> 0), (SELECT count(*) FROM orders)").fetchall()[0]
+    read, dead, kept = db.sql(
+        "SELECT (SELECT count(*) FROM judged), (SELECT count(*) FROM judged WHERE bad <> 0), (SELECT count(*) FROM orders)"
+    ).fetchall()[0]
     sessions = db.sql(f"SELECT count(*) FROM '{out}/sessions.parquet'").fetchall()[0][0]
     print(json.dumps({"read": read, "dead": dead, "duplicates": read - dead - kept, "written": kept, "sessions": sessions}))
 

@@ -188,7 +188,7 @@ def almost_timestamps(draw: st.DrawFn) -> str:
 def test_a_timestamp_is_iso_8601_to_the_letter(texts: list[str]) -> None:
     def read(text: str) -> datetime | str:
         m = re.fullmatch(
-            r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?( ?(?:Z|UTC|[+-]\d\d(?::?\d\d)?))?", text, re.ASCII
+            r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?((?:Z| UTC|[+-]\d\d(?::?\d\d)?))?", text, re.ASCII
         )
         if m is None or (m[4] is None and m[8]):
             return "CAST"
