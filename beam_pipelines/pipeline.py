@@ -38,17 +38,11 @@ class Job:
 def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
     """Adds the whole graph to `pipeline`; gives the run's record, one `RunResults`."""
     spec, run = job.spec, job.run
-    dead: list[beam.PCollection] = []
-    done: list[beam.PCollection] = []  # what the commit must hear of: ledger counts, staged files, states of checks
-
-    lookups, prepared = lookups_of(spec), []
-    for number, source in enumerate(spec.sources.batch):
-        raw = pipeline | f"Read{number}" >> ReadFiles(source, spec.contract)
-        stage = raw | f"Prepare{number}" >> Prepare(spec, source, lookups)
-        prepared.append(stage.rows)
-        dead.append(stage.dead)
-        done.append(stage.counts)
-    rows = prepared[0] if len(prepared) == 1 else tuple(prepared) | "Sources" >> beam.Flatten()
+    raw = pipeline | ReadFiles(spec.sources.batch, spec.contract)
+    prepared = raw | Prepare(spec, spec.sources.batch, lookups_of(spec))
+    rows = prepared.rows
+    dead = [prepared.dead]
+    done = [prepared.counts]  # what the commit must hear of: ledger counts, staged files, states of checks
 
     if spec.deduplicate is not None:
         unique = rows | Deduplicate(spec.deduplicate, contract=spec.contract, temp_location=job.temp_location, run_id=run.run_id)

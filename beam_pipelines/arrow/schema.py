@@ -23,6 +23,7 @@ PROVENANCE = pa.schema([(SOURCE, SOURCE_TYPE), (POSITION, pa.int64()), (ARRIVAL,
 PROVENANCE_NAMES = frozenset(PROVENANCE.names)
 RAW_BATCH = pa.schema([*PROVENANCE, (RAW, pa.binary())])
 RESERVED_PREFIX = "_"
+_SOURCE_NUMBER = b"source"
 
 FAILURE = pa.struct([("name", pa.string()), ("column", pa.string()), ("message", pa.string())])
 DEAD_LETTERS = pa.schema(
@@ -70,6 +71,16 @@ def provenance(source: str, positions: pa.Array, arrival: pa.Array | None = None
     n = len(positions)
     codes = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), n), pa.array([source], pa.string()))
     return [codes, positions, pa.nulls(n, UTC_MICROS) if arrival is None else arrival]
+
+
+def of_source(batch: pa.RecordBatch, number: int) -> pa.RecordBatch:
+    """`batch` marked as coming from the spec's source of that number: sources of one job share one PCollection."""
+    return batch.replace_schema_metadata({**(batch.schema.metadata or {}), _SOURCE_NUMBER: str(number).encode()})
+
+
+def source_number(batch: pa.RecordBatch) -> int:
+    """The number that `of_source` gave; 0 without one."""
+    return int((batch.schema.metadata or {}).get(_SOURCE_NUMBER, b"0"))
 
 
 def dead_letters(

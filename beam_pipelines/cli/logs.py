@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import warnings
 from datetime import UTC, datetime
 
@@ -26,6 +27,10 @@ class _NoTraces(logging.Filter):
         return record.name != "apache_beam.runners.common" and "Traceback (most recent call last)" not in record.getMessage()
 
 
+def _log_thread(died: threading.ExceptHookArgs) -> None:
+    logging.getLogger(__name__).debug("thread %s died", died.thread.name if died.thread else "?", exc_info=died.exc_value)
+
+
 def set_up(level: str, style: str) -> None:
     """Sends logs of `level` and above to stderr, as text or as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
@@ -33,5 +38,6 @@ def set_up(level: str, style: str) -> None:
     if level != "debug":
         handler.addFilter(_NoTraces())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    threading.excepthook = _log_thread  # an engine's threads fall when it is interrupted; what matters is raised in ours
     if level in ("error", "warning"):
         warnings.filterwarnings("ignore")  # libraries' advice to developers

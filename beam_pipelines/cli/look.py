@@ -25,7 +25,7 @@ _ENDINGS = {"csv": "csv", "tsv": "csv", "psv": "csv", "json": "json", "jsonl": "
             "avro": "avro", "orc": "orc"}  # fmt: skip
 _BYTES_OF_CODEC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _DELIMITERS = ",;\t|"
-_NO_NAME = re.compile(r"[+-]?[\d.,:/-]+|true|false|NA|NULL|", re.IGNORECASE)
+_NO_NAME = re.compile(r"[+-]?[\d.,:/-]+|true|false|NA|NULL", re.IGNORECASE)
 
 
 @dataclass
@@ -138,18 +138,20 @@ def _csv(path: str, head: bytes, stream: BinaryIO, codec: str | None, most: int)
     if not whole:
         text = text[: text.rfind("\n") + 1] or text  # the last record may be cut
     if "\0" in text:
-        raise SpecError(f"{path}: holds NUL bytes: it is no text.", hint="init reads csv, json (lines or one array), parquet, avro and orc.")
+        raise SpecError(
+            f"{path}: holds NUL bytes: it is no text.", hint="init reads csv, json (lines or one array), parquet, avro and orc."
+        )
     if not text.strip():
         raise SpecError(f"{path}: the file holds nothing but white space.", hint="Give init a file with at least a header.")
     delimiter = _delimiter(text)
     records = [r for r in islice(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), most + 2) if r]
-    header = not any(_NO_NAME.fullmatch(name.strip()) for name in records[0])  # a value in it: no header
+    header = any(records[0]) and not any(_NO_NAME.fullmatch(name.strip()) for name in records[0])  # a value in it: no header
     names = records[0] if header else [f"column_{i + 1}" for i in range(len(records[0]))]
     fmt: dict[str, Any] = {"type": "csv"}
     fmt |= {"delimiter": delimiter} if delimiter != "," else {}
     fmt |= {"encoding": encoding} if encoding == "cp1252" else {}
     fmt |= {} if header else {"header": False}
-    twice = [n for n, count in Counter(names).items() if count > 1]
+    twice = [n for n, count in Counter(names).items() if count > 1 and n]
     if twice:
         raise SpecError(
             f"{path}: the header names {twice[0]!r} twice.",

@@ -104,6 +104,8 @@ def _names(columns: Sequence[Seen]) -> list[str]:
 def _column(name: str, seen: Seen, *, text: bool, columnar: bool) -> Proposed:
     rules: dict[str, Any] = {}
     notes: list[str] = [seen.note] if seen.note else []
+    if not seen.keys[-1]:
+        return Proposed(name, None, seen, ["has no name in the file"])
     values = list(seen.values)
     if columnar:
         if not seen.kind:

@@ -9,7 +9,7 @@
 
 A record is proven good by counting: when a valid object has as many members as declared ones are present, then none is unknown
 and none occurs twice; when its strings are as many as its names and present string columns, then every string column is a string.
-Counting is exact and costs a tenth of decoding. Records with nulls, unknown members or nested values are proven member by member
+Its objects are counted alike. Counting is exact and costs a tenth of decoding. Records with nulls, unknown members or nested values are proven member by member
 (`json_members`); what is left, mostly bad records, is decided by the strict decoder.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from beam_pipelines.formats.json_array import read_array
 from beam_pipelines.formats.json_bits import Indexes, chunks, count_per_row, pack, structure
 from beam_pipelines.formats.json_members import Members, inexact, needs_exact_numbers
 from beam_pipelines.formats.json_plan import Plan, plan
-from beam_pipelines.formats.json_sql import COUNT, LINE, STRINGS, extraction
+from beam_pipelines.formats.json_sql import COUNT, COUNTS, LINE, extraction
 from beam_pipelines.formats.json_strict import STAGE, decode_record
 from beam_pipelines.formats.json_syntax import Checked, Text, check_syntax, text_of
 from beam_pipelines.formats.lines import read_lines
@@ -42,6 +42,8 @@ from beam_pipelines.formats.reader import Broken, Limits
 
 _PROVEN, _DOUBT, _REFUTED = -1, -2, -3  # in the place of a record's count of members
 _EXTRA = "_extra"
+_COLON, _OPEN, _BRACKET, _BACKSLASH = 58, 123, 91, 92
+Counts = npt.NDArray[np.int32]
 _MOSTLY = 0.25  # of the records uncounted: prove members at once
 _RETRY = 64  # batches after which counting is tried again
 
@@ -127,24 +129,23 @@ class _Decoder:
     def __call__(self, batch: pa.RecordBatch) -> KernelResult:
         checked = check_syntax(batch.column(RAW))
         self.tools.batch_rows = batch.num_rows
-        count, strings, extra = self._judge(checked)
-        columns = {LINE: checked.text.lines, COUNT: pa.array(count), STRINGS: pa.array(strings)}
+        counts, extra = self._judge(checked)
+        columns = {LINE: checked.text.lines} | dict(zip(COUNTS, map(pa.array, counts), strict=True))
         if self._keep:
             columns[_EXTRA] = extra
         names = [*batch.schema.names, *columns]
         return pa.RecordBatch.from_arrays([*batch.columns, *columns.values()], names=names), checked.verdicts
 
-    def _judge(self, checked: Checked) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], pa.Array]:
+    def _judge(self, checked: Checked) -> tuple[_Counts, pa.Array]:
         rows = len(checked.valid)
-        zeros = np.zeros(rows, np.int32)
+        nothing = pa.nulls(rows, pa.string())
         if not checked.valid.any():
-            return np.full(rows, _DOUBT, np.int32), zeros, pa.nulls(rows, pa.string())
+            return _Counts.zeros(rows), nothing
         if self.tools.countable and not self._direct:
-            count, strings = _count(checked, exact=self.tools.exact)
-            return count, strings, pa.nulls(rows, pa.string())
+            return _count(checked, exact=self.tools.exact), nothing
         self._direct = max(self._direct - 1, 0)
         good, extra = self._prove(checked.text, checked.valid)
-        return np.where(good, _PROVEN, _REFUTED).astype(np.int32), zeros, extra
+        return _Counts.zeros(rows)._replace(members=np.where(good, _PROVEN, _REFUTED).astype(np.int32)), extra
 
     def _prove(self, text: Text, valid: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], pa.Array]:
         if valid.all():
@@ -185,9 +186,7 @@ class _Decoder:
 
     def _select(self, batch: pa.RecordBatch, extra: pa.Array) -> pa.RecordBatch:
         names = [*self.contract.read, *((UNKNOWN,) if self._keep else ())]
-        inputs = {LINE: batch.column(LINE), COUNT: batch.column(COUNT), STRINGS: batch.column(STRINGS)} | (
-            {_EXTRA: extra} if self._keep else {}
-        )
+        inputs = {n: batch.column(n) for n in (LINE, *COUNTS)} | ({_EXTRA: extra} if self._keep else {})
         inside = pa.RecordBatch.from_arrays(list(inputs.values()), names=list(inputs))
         query = Query((self.tools.select,), tuple(inputs))
         return local_engine().select(query.sql(), inside.schema)(inside).select(names)
@@ -230,22 +229,34 @@ class _Tools:
         self.batch_rows = 0
 
 
-def _count(checked: Checked, *, exact: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Members and other strings of each record; _DOUBT where arrays or delicate numbers make counts say nothing."""
+class _Counts(NamedTuple):
+    """Per record: members, strings that are no names, objects inside it."""
+
+    members: Counts
+    strings: Counts
+    objects: Counts
+
+    @classmethod
+    def zeros(cls, rows: int) -> _Counts:
+        return cls(*(np.zeros(rows, np.int32) for _ in cls._fields))
+
+
+def _count(checked: Checked, *, exact: bool) -> _Counts:
+    """Counts of each record; members are _DOUBT where arrays or delicate numbers make counts say nothing."""
     data, offsets, _ = checked.text
-    count, strings = np.empty(len(checked.valid), np.int32), np.empty(len(checked.valid), np.int32)
+    counts = _Counts.zeros(len(checked.valid))
     for start, end in chunks(offsets):
         base = int(offsets[start])
         text, local = data[base : int(offsets[end])], offsets[start : end + 1] - base
         broken = [(int(local[r]), int(local[r + 1])) for r in np.flatnonzero(~checked.valid[start:end]).tolist()]
-        marks = structure(text, bool((text == 92).any()), broken)
-        members = count_per_row(pack(text == 58) & ~marks.inside, local)
-        strings[start:end] = count_per_row(marks.quotes, local) // 2 - members
-        brackets = pack(text == 91) & ~marks.inside
+        marks = structure(text, bool((text == _BACKSLASH).any()), broken)
+        members = count_per_row(pack(text == _COLON) & ~marks.inside, local)
+        counts.strings[start:end] = count_per_row(marks.quotes, local) // 2 - members
+        counts.objects[start:end] = count_per_row(pack(text == _OPEN) & ~marks.inside, local) - 1
+        brackets = pack(text == _BRACKET) & ~marks.inside
         if brackets.any():
             members[count_per_row(brackets, local) > 0] = _DOUBT
         if exact:
-            at = inexact(text, marks)
-            members[np.searchsorted(local, at, side="right") - 1] = _DOUBT
-        count[start:end] = members
-    return count, strings
+            members[np.searchsorted(local, inexact(text, marks), side="right") - 1] = _DOUBT
+        counts.members[start:end] = members
+    return counts

@@ -35,12 +35,13 @@ from beam_pipelines.formats.json_bits import (
     unpack,
 )
 from beam_pipelines.formats.json_names import ANY_NODE, NAME_WORDS, ROOT, Ints, Names, Nodes
-from beam_pipelines.formats.json_plan import ARRAY, KIND_OF_BYTE, NULL, NUMBER, OBJECT, STRING, Plan
+from beam_pipelines.formats.json_plan import ARRAY, KIND_OF_BYTE, NULL, NUMBER, OBJECT, STRING, Member, Plan
 from beam_pipelines.formats.json_shapes import Array, Segments, Shape, Shapes, names_as_words
 
 _LEVELS = 16  # deeper records are left to the strict decoder
 _COLON, _COMMA, _OPEN, _SHUT, _BRACKET, _BACKSLASH, _MINUS = 58, 44, 123, 125, 91, 92, 45
 _DENSE_PAIRS = 2**24
+_LONGEST_NUMBER = 64
 
 _STEP = np.zeros(256, np.int8)
 _STEP[[123, 91]], _STEP[[125, 93]] = 1, -1
@@ -63,6 +64,7 @@ class Members:
         self._nodes = Nodes(plan)
         self._names = Names(self._nodes.names)
         self._exact = needs_exact_numbers(plan)
+        self._doubles = np.array([name.decode("utf-8", "surrogatepass") in doubles(plan) for name in self._nodes.names], bool)
         self._shapes = Shapes(**shapes)
 
     def prove(self, data: Bytes, offsets: Indexes) -> Proof:
@@ -88,8 +90,35 @@ class Members:
             moved = offsets[rest] - part_offsets[:-1]
             unknown += [Segments(u.start + moved[u.row], u.end + moved[u.row], rest[u.row]) for u in self._kept(found)]
         if self._exact:
-            _Bad(offsets, good).at(inexact(text[: offsets[-1]], marks))
+            _Bad(offsets, good).at(self._delicate(text, int(offsets[-1]), marks))
         return _texts(text, unknown, len(good))
+
+    def _delicate(self, text: Bytes, size: int, marks: Structure) -> Indexes:
+        """Where numbers stand that a double may change, but for members that are doubles themselves."""
+        found = inexact(text[:size], marks)
+        if not len(found) or not self._doubles.any():
+            return found
+        quotes = np.flatnonzero(unpack(marks.quotes, size))
+        closing = np.searchsorted(quotes, found) - 1  # a number of a member: `"name": 1.5`, and nothing but these stands between
+        first, last = quotes[closing - 1], quotes[closing]
+        colon = skip_space(text, last + 1)
+        value = skip_space(text, colon + 1)
+        minus = value + (text[value] == _MINUS)
+        member = (text[colon] == _COLON) & (minus <= found) & (found - minus < _LONGEST_NUMBER)
+        direct = member & (text[minus] - np.uint8(48) < 10) & self._one_number(text, minus, found)
+        ids, _ = self._names.ids(text, first + 1, np.minimum(last - first - 1, 8 * NAME_WORDS))
+        double = np.append(self._doubles, False)[np.minimum(ids, len(self._doubles))]
+        rest: Indexes = found[~(direct & double)]
+        return rest
+
+    @staticmethod
+    def _one_number(text: Bytes, start: Indexes, end: Indexes) -> Mask:
+        """Whether nothing but digits, points, signs and exponents stands from `start` to `end`."""
+        width = int((end - start).max(initial=0)) + 1
+        window = text[np.minimum(start[:, None] + np.arange(width), len(text) - 1)]
+        digit = ((window - np.uint8(43)) < 15) & (window != _COMMA) | ((window | 32) == 101)
+        one: Mask = (digit | (np.arange(width) > (end - start)[:, None])).all(axis=1)
+        return one
 
     def _analyse(self, text: Bytes, offsets: Indexes) -> _Analysis:
         """Tells of each record whether its members fit, by the place of each in the contract."""
@@ -194,6 +223,30 @@ def needs_exact_numbers(plan: Plan) -> bool:
         return dtype.kind in ("decimal", "json") or (dtype.item is not None and exact(dtype.item)) or any(exact(t) for _, t in dtype.fields)
 
     return any(exact(plan.column(name).dtype) for name, _ in plan.leaves)
+
+
+def doubles(plan: Plan) -> frozenset[str]:
+    """Names that only members of a floating type have; none where a JSON column may hold members of any name."""
+    floating: set[str] = set()
+    other: set[str] = set()
+
+    def visit(name: str, dtype: DataType) -> None:
+        (floating if dtype.floating else other).add(name)
+        if dtype.item is not None:
+            visit(name + "[]", dtype.item)
+        for below, kind in dtype.fields:
+            visit(below, kind)
+
+    def descend(member: Member, name: str) -> None:
+        for column in member.columns:
+            visit(name, plan.column(column).dtype)
+        for below, child in member.children.items():
+            descend(child, below)
+
+    for name, member in plan.root.children.items():
+        descend(member, name)
+    loose = any(plan.column(name).dtype.kind == "json" for name, _ in plan.leaves) or "json" in str([plan.column(n).type for n, _ in plan.leaves])
+    return frozenset() if loose else frozenset(floating - other)
 
 
 def inexact(text: Bytes, marks: Structure) -> Indexes:

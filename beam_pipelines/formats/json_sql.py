@@ -14,8 +14,9 @@ from beam_pipelines.arrow.layers import Define
 from beam_pipelines.arrow.schema import UNKNOWN
 from beam_pipelines.formats.json_plan import BOOLEAN, NUMBER, STRING, Member, Plan, kinds_of
 
-LINE, COUNT, STRINGS = "_line", "_members", "_strings"
-_OBJECT, _JSON = "_object", "_json"
+LINE, COUNT, STRINGS, OBJECTS = "_line", "_members", "_strings", "_objects"
+COUNTS = (COUNT, STRINGS, OBJECTS)
+_OBJECT, _JSON = "_is_object", "_json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def extraction(plan: Plan) -> Extraction:
 
 
 def _suspect(plan: Plan, objects: int) -> str:
+    """Where counting proves nothing.
+
+    DuckDB gives a struct, all NULL, for any value in an object's place. So a record's objects are counted too: when no member is
+    unknown or repeated and no column's value is an object, then they are the members on the way to columns, or one of those is none.
+    """
     first = {id(member): name for name, member in reversed(plan.leaves)}
     present: list[str] = [f"{_OBJECT}{i}$" for i in range(objects)]
     strings: list[str] = []
@@ -63,11 +69,15 @@ def _suspect(plan: Plan, objects: int) -> str:
         present.append(f"({text} IS NOT NULL)")
         if kind == STRING:
             strings.append(f"({text} IS NOT NULL)")
+            if objects:
+                wrong.append(f"({text} >= '{{' AND {text} < '|')")  # an object, or a text that looks like one
         elif kind == NUMBER:
             wrong.append(f"{text} < '-' OR {text} >= ':'")  # of all JSON values only numbers begin with - or a digit
         else:
             wrong.append(f"{text} < 'f' OR {text} >= 'u'")
     conditions = [f"{COUNT} <> {_sum(present)}", f"{STRINGS} <> {_sum(strings)}", *wrong]
+    if objects:
+        conditions.append(f"{OBJECTS} <> {_sum(present[:objects])}")
     return f"CASE WHEN {COUNT} >= 0 THEN {' OR '.join(conditions)} ELSE {COUNT} <> -1 END"
 
 

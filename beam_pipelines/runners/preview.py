@@ -127,9 +127,8 @@ def _first_rows(spec: PipelineSpec, source: FileSource, most: int) -> tuple[pa.R
 def _run(spec: PipelineSpec, source: FileSource, stage: str, steps: tuple[Step, ...], batch: pa.RecordBatch) -> Split:
     contract = spec.contract
     civil = contract.civil if stage in ("decode", "conform", "arrival") else civil_after(spec.transform, contract.civil)
-    if not batch.num_columns:  # no file holds a record
-        empty = pa.RecordBatch.from_pylist([], schema=contract.arrow_schema())
-        return Split(empty, broken_letter("", Broken(0, "", "")).slice(0, 0), 0, {})
+    if not batch.num_rows:
+        return Split(batch, broken_letter("", Broken(0, "", "")).slice(0, 0), 0, {})
     program = Program(steps, civil=civil, raw_format=source.format.type, event_time=contract.event_time or "", keep_raw=stage != "validate")
     return program(batch)
 

@@ -15,7 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_pipelines import metrics
 from beam_pipelines.arrow.contract import Contract
-from beam_pipelines.arrow.schema import POSITION, PROVENANCE, RAW, Failure, Rejected, dead_letters, provenance
+from beam_pipelines.arrow.schema import POSITION, PROVENANCE, RAW, Failure, Rejected, dead_letters, of_source, provenance
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SourceError
 from beam_pipelines.formats.compression import codec_of, decompress
@@ -45,7 +45,7 @@ class ReadRows(NamedTuple):
 
 
 class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Raw batches of the files of `source`.
+    """Raw batches of the files of all `sources`, in one PCollection; each batch's schema metadata says which source it is of.
 
     Files are listed when the graph is built. Every record is in a batch or, where it cannot be read, a dead letter with its byte
     offset; a file that has vanished or cannot be opened is one dead letter (reason FILE).
@@ -53,17 +53,17 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     Raises SourceError where a pattern matches no file.
     """
 
-    def __init__(self, source: FileSource, contract: Contract) -> None:
+    def __init__(self, sources: Sequence[FileSource], contract: Contract) -> None:
         super().__init__()
-        self.source = source
+        self.sources = tuple(sources)
         self.contract = contract
 
     def expand(self, begin: beam.pvalue.PBegin) -> ReadRows:
-        ranges = file_ranges(self.source, self.contract)
-        read_range = beam.ParDo(_ReadRange(self.source, self.contract)).with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count)
+        ranges = [(number, *part) for number, source in enumerate(self.sources) for part in file_ranges(source, self.contract)]
+        read_range = beam.ParDo(_ReadRange(self.sources, self.contract)).with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count)
         read = (
             begin
-            | "FileRanges" >> beam.Create([tuple(r) for r in ranges], reshuffle=False)
+            | "FileRanges" >> beam.Create(ranges, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Read" >> read_range.with_outputs(DEAD, COUNTS, main="rows")
         )
@@ -71,22 +71,22 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
 
 class _ReadRange(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, source: FileSource, contract: Contract) -> None:
-        self.source = source
+    def __init__(self, sources: tuple[FileSource, ...], contract: Contract) -> None:
+        self.sources = sources
         self.contract = contract
 
-    def process(self, element: tuple[str, int, int, int]) -> Iterator[Any]:
-        part = FileRange(*element)
-        unit = f"{part.path}@{part.start}"
+    def process(self, element: tuple[int, str, int, int, int]) -> Iterator[Any]:
+        number, part = element[0], FileRange(*element[1:])
+        unit = f"{number}:{part.path}@{part.start}"
         rows = 0
         broken: Counter[str] = Counter()
-        for piece in read_range(part, self.source, self.contract):
+        for piece in read_range(part, self.sources[number], self.contract):
             if isinstance(piece, Broken):
                 broken[piece.reason] += 1
                 yield beam.pvalue.TaggedOutput(DEAD, broken_letter(part.path, piece))
             else:
                 rows += piece.num_rows
-                yield piece
+                yield of_source(piece, number)
         metrics.count("files_read", int(part.start == 0))
         read = rows + broken.total()
         metrics.count("rows_read", read)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
@@ -29,28 +30,22 @@ def encode(rows: Sequence[Record], fmt: Format, *, contract: Contract) -> bytes:
     if isinstance(fmt, CsvFormat):
         return _csv(rows, fmt, contract)
     if isinstance(fmt, JsonFormat):
-        records = [
-            _as_bytes(row, fmt.encoding) if isinstance(row, str | bytes) else _recoded(_JSON.encode(row), fmt.encoding) for row in rows
-        ]
-        array = fmt.layout == "array"
-        start, between, end = (t.encode(fmt.encoding) for t in (("[", ",", "]") if array else ("", "\n", "\n" * bool(rows))))
-        return start + between.join(records) + end
+        lines = [row if isinstance(row, str | bytes) else _JSON.encode(row).decode() for row in rows]
+        if fmt.layout == "array":
+            return _encoded(["[", *[part for line in lines for part in (line, ",")][:-1], "]"], fmt.encoding)
+        return _encoded([part for line in lines for part in (line, "\n")], fmt.encoding)
     if isinstance(fmt, TextFormat):
-        wrong = next((row for row in rows if not isinstance(row, str | bytes)), None)
+        wrong = next((row for row in rows if isinstance(row, Mapping)), None)
         if wrong is not None:
-            raise SpecError(
-                f"rows of a text source are lines; got {type(wrong).__name__}.", hint="Give each row as the line of text it is in the file."
-            )
-        return b"".join(_as_bytes(row, fmt.encoding) + "\n".encode(fmt.encoding) for row in rows if isinstance(row, str | bytes))
+            raise SpecError("rows of a text source are lines; got a mapping.", hint="Give each row as the line of text it is in the file.")
+        return _encoded([part for row in rows if isinstance(row, str | bytes) for part in (row, "\n")], fmt.encoding)
     return _columnar(rows, fmt.type, contract)
 
 
-def _as_bytes(row: str | bytes, encoding: str) -> bytes:
-    return row if isinstance(row, bytes) else row.encode(encoding)
-
-
-def _recoded(utf8: bytes, encoding: str) -> bytes:
-    return utf8 if encoding.lower().replace("-", "") == "utf8" else utf8.decode().encode(encoding)
+def _encoded(parts: Iterable[str | bytes], encoding: str) -> bytes:
+    """The parts one after the other, with one byte-order mark where the encoding has one; bytes as they are."""
+    encoder = codecs.getincrementalencoder(encoding)()
+    return b"".join(part if isinstance(part, bytes) else encoder.encode(part) for part in parts)
 
 
 def _csv(rows: Sequence[Record], fmt: CsvFormat, contract: Contract) -> bytes:
@@ -61,17 +56,15 @@ def _csv(rows: Sequence[Record], fmt: CsvFormat, contract: Contract) -> bytes:
     style |= {"quotechar": fmt.quote} if fmt.quote else {"quoting": csv.QUOTE_NONE}
     style |= {"escapechar": fmt.escape, "doublequote": False} if fmt.escape else {}
 
-    def line(texts: Sequence[str]) -> bytes:
+    def line(texts: Sequence[str]) -> str:
         out = io.StringIO()
         csv.writer(out, **style).writerow(texts)
-        return out.getvalue().encode(fmt.encoding)
+        return out.getvalue()
 
-    end = "\n".encode(fmt.encoding)
-    parts = [end * fmt.skip_rows, line(columns) if fmt.header else b""]
-    parts += [
-        line([_text(row.get(c)) for c in columns]) if isinstance(row, Mapping) else _as_bytes(row, fmt.encoding) + end for row in rows
-    ]
-    return b"".join(parts)
+    parts: list[str | bytes] = ["\n" * fmt.skip_rows, line(columns) if fmt.header else ""]
+    for row in rows:
+        parts += [line([_text(row.get(c)) for c in columns])] if isinstance(row, Mapping) else [row, "\n"]
+    return _encoded(parts, fmt.encoding)
 
 
 def _text(value: Any) -> str:

@@ -1,18 +1,20 @@
-"""Prepare: decode, conform, transform, enrich and validate of a spec, fused into one row program per source."""
+"""Prepare: decode, conform, transform, enrich and validate of a spec, fused into one row program per source of the job."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import pyarrow as pa
 
 from beam_pipelines.arrow.checks import check_steps
 from beam_pipelines.arrow.conform import civil_paths, conform_steps
-from beam_pipelines.arrow.engine import quote
+from beam_pipelines.arrow.engine import Engine, quote
 from beam_pipelines.arrow.layers import Define, Layer
-from beam_pipelines.arrow.program import Program, Step
-from beam_pipelines.arrow.schema import ARRIVAL
+from beam_pipelines.arrow.program import Program, Split, Step
+from beam_pipelines.arrow.schema import ARRIVAL, source_number
 from beam_pipelines.arrow.steps import civil_after, columns_after, transform_steps
 from beam_pipelines.formats.registry import TEXT_FORMATS, decode_steps
 from beam_pipelines.spec.models import PipelineSpec
@@ -21,7 +23,7 @@ from beam_pipelines.transforms.stage import run_program
 
 
 class Prepared(NamedTuple):
-    """Valid rows of one source; dead letters of every stage up to validation; ledger counts."""
+    """Valid rows of all sources; dead letters of every stage up to validation; ledger counts."""
 
     rows: beam.PCollection
     dead: beam.PCollection
@@ -29,17 +31,27 @@ class Prepared(NamedTuple):
 
 
 class Prepare(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Raw batches of `source` to valid rows: the row stages of `spec` as one prepared SELECT where they are SQL.
+    """Raw batches of `sources` to valid rows: the row stages of `spec` as one prepared SELECT per source where they are SQL.
 
     `lookups` gives a table (or what opens one) for each lookup that steps and checks name.
     """
 
-    def __init__(self, spec: PipelineSpec, source: FileSource | PubsubSource, lookups: Mapping[str, Any]) -> None:
+    def __init__(self, spec: PipelineSpec, sources: Sequence[FileSource | PubsubSource], lookups: Mapping[str, Any]) -> None:
         super().__init__()
-        self.program = row_program(spec, source, lookups)
+        self.programs = _BySource(tuple(row_program(spec, source, lookups) for source in sources))
 
     def expand(self, raw: Any) -> Prepared:
-        return Prepared(*run_program(raw, self.program))
+        return Prepared(*run_program(raw, self.programs))
+
+
+@dataclass(frozen=True)
+class _BySource:
+    """The program of the source that a batch says it is of."""
+
+    programs: tuple[Program, ...]
+
+    def __call__(self, batch: pa.RecordBatch, engine: Engine | None = None) -> Split:
+        return self.programs[source_number(batch)](batch, engine)
 
 
 def row_program(spec: PipelineSpec, source: FileSource | PubsubSource, lookups: Mapping[str, Any], *, keep_raw: bool = False) -> Program:

@@ -44,22 +44,47 @@ def test_a_wrong_query_is_one_clear_error(call: Call, orders: Path, sql: str, sa
 def test_outputs_are_tables_by_name(call: Call, orders: Path) -> None:
     call("run", orders)
     ask = ["query", orders, "--format", "csv"]
-    assert call(*ask, "SELECT id, shop, amount, note FROM rows ORDER BY id").out == "id,shop,amount,note\n1,north,9.50,***\n3,south,12.25,\n6,north,40.00,\n"
-    assert call(*ask, "SELECT shop, orders, turnover, _window_start FROM by_hour ORDER BY ALL LIMIT 1").out.splitlines()[1] == "north,1,9.50,2024-05-01T10:00:00Z"
+    assert (
+        call(*ask, "SELECT id, shop, amount, note FROM rows ORDER BY id").out
+        == "id,shop,amount,note\n1,north,9.50,***\n3,south,12.25,\n6,north,40.00,\n"
+    )
+    assert (
+        call(*ask, "SELECT shop, orders, turnover, _window_start FROM by_hour ORDER BY ALL LIMIT 1").out.splitlines()[1]
+        == "north,1,9.50,2024-05-01T10:00:00Z"
+    )
     assert call(*ask, "SELECT status, read, written, dead FROM runs").out == "status,read,written,dead\nsuccess,8,3,3\n"
     assert len(call("runs", orders).out.splitlines()) == 2
 
 
 def test_every_kind_of_value_can_be_shown(call: Call, orders: Path) -> None:
     table = call("query", orders, VALUES).out
-    for text in ("170141183460469231731687303715884105727", "1.50", "NULL", "2024-01-01 00:00:00.500000Z", "a\\x1b[31m", '{"x":[1,2],"y":1.50}', "3 days", "true"):
+    for text in (
+        "170141183460469231731687303715884105727",
+        "1.50",
+        "NULL",
+        "2024-01-01 00:00:00.500000Z",
+        "a\\x1b[31m",
+        '{"x":[1,2],"y":1.50}',
+        "3 days",
+        "true",
+    ):
         assert text in table
     assert "\x1b" not in table
     header, row = list(csv.reader(io.StringIO(call("query", orders, VALUES, "--format", "csv").out)))
     found = dict(zip(header, row, strict=True))
-    assert (found["huge"], found["paid"], found["at"], found["nothing"]) == ("170141183460469231731687303715884105727", "1.50", "2024-01-01T00:00:00.5Z", "")
+    assert (found["huge"], found["paid"], found["at"], found["nothing"]) == (
+        "170141183460469231731687303715884105727",
+        "1.50",
+        "2024-01-01T00:00:00.5Z",
+        "",
+    )
     answer = json.loads(call("query", orders, VALUES, "--format", "json").out)[0]
-    assert (answer["big"], answer["nan"], answer["at"], answer["nested"]["y"]) == (18446744073709551615, None, "2024-01-01T00:00:00.500000Z", 1.5)
+    assert (answer["big"], answer["nan"], answer["at"], answer["nested"]["y"]) == (
+        18446744073709551615,
+        None,
+        "2024-01-01T00:00:00.500000Z",
+        1.5,
+    )
 
 
 def test_a_table_shows_as_many_rows_as_asked(call: Call, orders: Path) -> None:
@@ -93,7 +118,11 @@ def test_dead_letters_are_grouped_by_reason_with_samples(call: Call, orders: Pat
     assert "3 records refused" in out
     assert "| 2,2024-05-01T10:30:00Z,north,abc," in out
     groups = json.loads(call("dlq", "inspect", orders, "--json").out)["groups"]
-    assert {(g["stage"], g["reason"], g["rows"]) for g in groups} == {("decode", "DECODE", 1), ("conform", "CAST", 1), ("validate", "CHECK", 1)}
+    assert {(g["stage"], g["reason"], g["rows"]) for g in groups} == {
+        ("decode", "DECODE", 1),
+        ("conform", "CAST", 1),
+        ("validate", "CHECK", 1),
+    }
     assert sum(g["share"] for g in groups) == pytest.approx(1)
 
 
@@ -107,7 +136,12 @@ def test_dead_letters_can_be_chosen(call: Call, orders: Path) -> None:
 
 def test_sensitive_columns_are_seen_nowhere(call: Call, orders: Path) -> None:
     call("run", orders)
-    for verb in (["dlq", "inspect", orders], ["preview", orders], ["preview", orders, "--json"], ["query", orders, "SELECT * FROM dead_letters"]):
+    for verb in (
+        ["dlq", "inspect", orders],
+        ["preview", orders],
+        ["preview", orders, "--json"],
+        ["query", orders, "SELECT * FROM dead_letters"],
+    ):
         assert "secret" not in call(*verb).out
     assert "(record not kept)" in call("dlq", "inspect", orders).out
 

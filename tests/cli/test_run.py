@@ -158,7 +158,12 @@ def test_a_reader_that_goes_away_does_not_change_the_exit_code(orders: Path, env
         reading, writing = os.pipe()
         os.close(reading)
         done = subprocess.run(
-            [*MODULE, "run", str(orders), "--set", f"least={least}"], env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+            [*MODULE, "run", str(orders), "--set", f"least={least}"],
+            env=environment,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
         os.close(writing)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
@@ -166,7 +171,16 @@ def test_a_reader_that_goes_away_does_not_change_the_exit_code(orders: Path, env
 
 @pytest.mark.slow
 def test_the_door_takes_plain_flags_as_beam_launchers_give_them(orders: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    flags = [f"--spec={orders}", "--runner=DirectRunner", f"--lake={tmp_path}/airflow", "--run_id=airflow-1", "--json", "--job_name=x", "--labels", "a=b"]
+    flags = [
+        f"--spec={orders}",
+        "--runner=DirectRunner",
+        f"--lake={tmp_path}/airflow",
+        "--run_id=airflow-1",
+        "--json",
+        "--job_name=x",
+        "--labels",
+        "a=b",
+    ]
     done = subprocess.run([*MODULE, *flags], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)

@@ -59,7 +59,9 @@ def test_the_schema_is_json(call: Call) -> None:
     assert "properties" in json.loads(call("schema").out)
 
 
-def test_what_nobody_expected_is_one_sentence_and_its_trace_on_request(call: Call, orders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_expected_is_one_sentence_and_its_trace_on_request(
+    call: Call, orders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     call("run", orders)
     (record,) = (orders.parent / ".beam_pipelines" / "orders" / "runs").iterdir()
     record.write_text("{")  # no sane program writes this

@@ -186,6 +186,18 @@ def test_a_wrong_kind_does_not_hide_behind_another() -> None:
     assert dead(contract, b'{"i":"5","s":5}', b'{"t":"5","s":5}') == [("TYPE", "s: got number 5; expected string")] * 2
 
 
+@pytest.mark.parametrize("path", ["user.id", "user.more.id"])
+def test_what_stands_in_the_place_of_an_object_is_an_object_or_null(path: str) -> None:
+    contract = Contract(
+        columns={"s": {"type": "string"}, "n": {"type": "int64"}, "t": {"type": "string"}, "id": {"type": "string", "path": path}}
+    )
+    for value, found in ((b"5", "number 5"), (b'"x"', 'string "x"'), (b"true", "boolean true"), (b"[]", "array")):
+        assert dead(contract, b'{"user":%b}' % value) == [("TYPE", f"id: got {found} at user; expected object")]
+        for balance in (b"{}", b'"{}"', b"5", b'"x"', b"null"):  # what makes the counts right again must not make the record right
+            assert all(reason == "TYPE" for reason, _ in dead(contract, b'{"s":%b,"t":{},"user":%b}' % (balance, value)))
+    assert [r["id"] for r in rows(contract, b'{"user":null}', b'{"user":{}}', b'{"s":"{}","user":{}}')] == [None] * 3
+
+
 UNKNOWN = b'{"id":"a","x":1.50,"user":{"name":"n","age":7},"y":null,"z":[{"k":"\xc3\xa9"}]}'
 
 

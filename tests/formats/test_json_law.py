@@ -137,18 +137,23 @@ def _typed(dtype: DataType) -> st.SearchStrategy[str]:
 
 
 def _fitting(contract: Contract) -> st.SearchStrategy[str]:
-    """Records that mostly fit: every column in its place, some left out, the members in any order."""
+    """Records that mostly fit: every column in its place, some left out, the members in any order, now and then a wrong value."""
     root = plan(contract).root
+    odd = st.sampled_from(["0", '"x"', "{}", "[]", "true", '["x"]', '{"a": 1}', "null"])
 
     def member(at: Any) -> st.SearchStrategy[str]:
         if at.columns:
-            return _typed(at.type)
+            return often(_typed(at.type))
         parts = st.tuples(*(st.tuples(st.just(json.dumps(k, ensure_ascii=len(k) % 2 == 0)), member(c)) for k, c in at.children.items()))
-        return parts.flatmap(st.permutations).flatmap(
+        members = parts.flatmap(st.permutations).flatmap(
             lambda ms: st.integers(0, 3).map(
                 lambda drop: "{" + ", ".join(f"{k}: {v}" for k, v in list(ms)[(1 if drop == 0 else 0) :]) + "}"
             )
         )
+        return often(members) if at.path else members
+
+    def often(right: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        return st.integers(0, 15).flatmap(lambda n: odd if n == 7 else right)
 
     return member(root)
 
