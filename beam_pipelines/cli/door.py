@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except SpecError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    gc.disable()  # as cli.main does
     from beam_pipelines.cli.run import run
 
     sys.exit(run_command(run, translated, prog_name="python -m beam_pipelines"))

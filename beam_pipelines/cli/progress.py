@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -27,6 +28,8 @@ def watching(spec: PipelineSpec, *, quiet: bool, flags: Sequence[str] = ()) -> C
 
     @contextlib.contextmanager
     def watch() -> Iterator[None]:
+        gc.freeze()  # what the start has made stays for good, and is not looked through again
+        gc.enable()
         with contextlib.ExitStack() as stack:
             if "multi_processing" in " ".join(flags) and not logging.getLogger().isEnabledFor(logging.INFO):
                 stack.enter_context(_silent_workers())

@@ -245,7 +245,9 @@ def doubles(plan: Plan) -> frozenset[str]:
 
     for name, member in plan.root.children.items():
         descend(member, name)
-    loose = any(plan.column(name).dtype.kind == "json" for name, _ in plan.leaves) or "json" in str([plan.column(n).type for n, _ in plan.leaves])
+    loose = any(plan.column(name).dtype.kind == "json" for name, _ in plan.leaves) or "json" in str(
+        [plan.column(n).type for n, _ in plan.leaves]
+    )
     return frozenset() if loose else frozenset(floating - other)
 
 

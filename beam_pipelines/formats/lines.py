@@ -27,6 +27,7 @@ from beam_pipelines.formats.reader import DECODE, FILE, RAW_PREFIX_BYTES, TOO_LA
 Bytes = npt.NDArray[np.uint8]
 Indexes = npt.NDArray[np.int64]
 _NEWLINE, _RETURN = 10, 13
+_PIECE_BYTES = 256 * 2**10
 _SLACK_BYTES = 64 * 2**10  # read beyond a range's end, so that its last line mostly ends in the same block
 
 
@@ -61,8 +62,9 @@ def read_lines(
 
 
 def line_ends(data: Bytes) -> Cut:
-    """The Splitter of plain lines."""
-    return Cut(np.flatnonzero(data == _NEWLINE) + 1)
+    """The Splitter of plain lines. In pieces, so that what is compared stays in the cache and costs no fresh pages."""
+    found = [np.flatnonzero(data[at : at + _PIECE_BYTES] == _NEWLINE) + (at + 1) for at in range(0, len(data), _PIECE_BYTES)]
+    return Cut(np.concatenate(found) if found else np.empty(0, np.int64))
 
 
 @dataclass

@@ -60,7 +60,9 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     def expand(self, begin: beam.pvalue.PBegin) -> ReadRows:
         ranges = [(number, *part) for number, source in enumerate(self.sources) for part in file_ranges(source, self.contract)]
-        read_range = beam.ParDo(_ReadRange(self.sources, self.contract)).with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count)
+        read_range = beam.ParDo(_ReadRange(self.sources, self.contract)).with_output_types(
+            pa.RecordBatch, dead=pa.RecordBatch, counts=Count
+        )
         read = (
             begin
             | "FileRanges" >> beam.Create(ranges, reshuffle=False)
