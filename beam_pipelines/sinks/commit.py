@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 
+from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import RunError
 from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
 from beam_pipelines.sinks.ledger import Count, Ledger, sources_read, tally
@@ -20,6 +21,7 @@ from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.results import CheckResult, RunResults, failures_of, find_run, judge_thresholds, metadata, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, utc_now
 from beam_pipelines.sinks.text import csv_header
+from beam_pipelines.sinks.write import sql_schema
 from beam_pipelines.spec.models import Thresholds
 
 COUNT, CHECK, FILE, SCHEMA = "count", "check", "file", "schema"
@@ -174,4 +176,6 @@ def _lost_files(inbox: Inbox, ledger: Ledger, outputs: Sequence[Output]) -> tupl
 
 
 def _columns(output: Output, found: tuple[tuple[str, str], ...], old: Snapshot | None) -> tuple[tuple[str, str], ...]:
-    return found or (old.schema if old is not None and old.path == output.path else ())
+    """The output's columns: those written now, else those it had; dead letters have theirs before the first one exists."""
+    known = sql_schema(DEAD_LETTERS) if output.of == "dead_letters" else ()
+    return found or (old.schema if old is not None and old.path == output.path else ()) or known

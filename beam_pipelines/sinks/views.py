@@ -13,7 +13,7 @@ def select_sql(snapshot: Snapshot) -> str:
 
     Dead letters that a later run superseded are left out.
     """
-    if not snapshot.files:
+    if not snapshot.files or not snapshot.schema:  # without a schema no row was ever written
         return _empty(snapshot.schema)
     columns = ", ".join(_name(n) for n, _ in snapshot.schema) or "*"
     return f"SELECT {columns} FROM {_scan(snapshot)}{_where(snapshot.superseded)}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -33,13 +34,17 @@ _MAX_EXPANSION = 1000
 
 @dataclass(frozen=True)
 class FileLookup:
-    """A lookup's files; calling it gives the table, the same object for all batches of a worker process."""
+    """A lookup's files; calling it gives the table, the same object for all batches of a worker process.
+
+    `job` tells the jobs of one process apart: each reads the files anew.
+    """
 
     name: str
     source: LookupSource
+    job: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __call__(self) -> LookupTable:
-        return _loaded(self.name, self.source.model_dump_json(by_alias=True))
+        return _loaded(self.name, self.source.model_dump_json(by_alias=True), self.job)
 
 
 def lookups_of(spec: PipelineSpec) -> dict[str, FileLookup]:
@@ -47,8 +52,8 @@ def lookups_of(spec: PipelineSpec) -> dict[str, FileLookup]:
     return {name: FileLookup(name, source) for name, source in spec.lookups.items()}
 
 
-@lru_cache(maxsize=64)
-def _loaded(name: str, source_json: str) -> LookupTable:
+@lru_cache(maxsize=16)
+def _loaded(name: str, source_json: str, job: str) -> LookupTable:  # noqa: ARG001  (part of the cache's key)
     source = LookupSource.model_validate_json(source_json)
     tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
     table = as_batch(pa.concat_tables(tables, promote_options="permissive"))

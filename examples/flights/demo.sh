@@ -39,7 +39,7 @@ title "5. Three questions (queries.sql)"
 while IFS= read -r -d ';' question; do
     question="${question#"${question%%[![:space:]]*}"}"
     printf '%s\n' "${question%%$'\n'*}"
-    beam-pipelines query $spec "$question"
+    beam-pipelines query $spec -- "$question"
 done <queries.sql
 
 title "6. What was refused, and why"

@@ -92,9 +92,25 @@ def test_neighbours_do_not_change_a_verdict(terminator: bytes) -> None:
     assert split.rows.num_rows * 2 == len(mixed)
 
 
-def test_lines_that_are_json_together_are_not_json_apart() -> None:
-    halves = [b'{"a":\n', b"1}\n", b'{"a":[{}\n', b"]}\n", b'{"a":{"a":1}\n', b"}\n"]
-    assert {reason for reason, _ in dead(ONE, *halves)} == {"DECODE"}
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"a":', b"1}"],
+        [b'{"a":[{}', b"]}"],
+        [b'{"a":{"a":1}', b"}"],
+        [b'{"a":', b'{"b":1}}', b"{}{}"],  # as many objects as lines
+        [b'{"a":{}', b',"b":{}}', b"{} {}"],
+        [b'{"a":"{}', b'{}"}', b"{}{}"],
+        [b"{}{}", b'{"a":NaN}'],
+    ],
+)
+@pytest.mark.parametrize("between", [0, 1, 3])
+def test_lines_that_are_json_together_are_not_json_apart(lines: list[bytes], between: int) -> None:
+    good = [b"{}\n"] * between
+    spread = [*good, *(part for line in lines for part in (line + b"\n", *good))]
+    split = decode_batch(batch(*spread), ONE)
+    assert [d["raw"] for d in split.dead.to_pylist()] == lines
+    assert split.rows.num_rows == len(spread) - len(lines)
 
 
 def test_deep_nesting_is_a_dead_letter_and_never_a_crash() -> None:
@@ -131,6 +147,14 @@ def test_kinds_fit_types_strictly_and_every_failing_column_is_named() -> None:
     assert dead(contract, b'{"i":true}') == [("TYPE", "i: got boolean true; expected int64")]
     assert dead(contract, b'{"s":["x"]}') == [("TYPE", "s: got array; expected string")]
     assert dead(contract, b'{"s":{}}') == [("TYPE", "s: got object; expected string")]
+
+
+def test_an_array_of_one_string_is_no_string() -> None:
+    contract = Contract(columns={"s": {"type": "string"}, "i": {"type": "int64"}})
+    assert dead(contract, b'{"s":["x"]}', b'{"i":[7]}', b'{"s":["x"],"i":7}') == [
+        ("TYPE", "s: got array; expected string"), ("TYPE", "i: got array; expected int64"), ("TYPE", "s: got array; expected string"),
+    ]  # fmt: skip
+    assert rows(contract, b'{"s":"[\\"x\\"]"}')[0]["s"] == '["x"]'
 
 
 def test_failures_name_their_columns() -> None:

@@ -293,6 +293,34 @@ def test_regular_records_are_proven_in_bulk() -> None:
     assert set(unknown.to_pylist()) == {'{"new": {"a": [1, {}]}}'}
 
 
+@pytest.mark.parametrize(
+    ("usual", "odd"),
+    [
+        (b'{"id": "a"}', b'{"x\\"id": "a"}'),
+        (b'{"n": [1, 2]}', b'{"n": [1, "x"]}'),
+        (b'{"n": [1, 2]}', b'{"n": [1, true]}'),
+        (b'{"n": []}', b'{"n": [false]}'),
+        (b'{"ok": [["a"]]}', b'{"ok": [["a", 1]]}'),
+        (b'{"ok": [["a"]]}', b'{"ok": [[], "a"]}'),
+        (b'{"ok": [[], ["a"]]}', b'{"ok": [[], 1, ["a"]]}'),
+        (b'{"f": [{"ok": true}]}', b'{"f": [{"ok": true}, 1]}'),
+        (b'{"f": [{"ok": true}]}', b'{"f": [1, {"ok": true}]}'),
+        (b'{"f": [{"ok": true}, {}]}', b'{"f": [{"ok": true}, "x", {}]}'),
+        (b'{"f": [{"ok": true}]}', b'{"f": [{"ok": "true"}]}'),
+        (b'{"user": {"more": {}}}', b'{"user": {"mor3": {}}}'),
+        (b'{"user": {"id": "a"}, "at": 1}', b'{"user": {"id": "a", "id": 1}}'),
+        (b'{"user": null}', b'{"user": [null]}'),
+    ],
+)
+def test_a_record_that_only_looks_like_the_others_is_judged_for_itself(usual: bytes, odd: bytes) -> None:
+    records = [usual + b"\n"] * 20 + [odd + b"\n"] + [usual + b"\n"] * 20
+    _check(records, CONTRACTS["nested"])
+    text = text_of(pa.array(records, pa.binary()))
+    prover = Members(plan(CONTRACTS["nested"]))
+    for _ in range(2):
+        assert prover.prove(text.data, text.offsets).good.tolist() == [True] * 20 + [False] + [True] * 20
+
+
 def test_padding_and_long_numbers_cost_no_more_than_their_bytes() -> None:
     space = b" " * 300_000
     _check(

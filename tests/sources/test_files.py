@@ -1,0 +1,137 @@
+"""Files as a source: what is listed, how files are split, and what becomes of those that cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.testing.util import assert_that
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.schema import source_number
+from beam_pipelines.errors import SourceError
+from beam_pipelines.formats.reader import Broken
+from beam_pipelines.sources.files import FileRange, ReadFiles, file_ranges, list_files, read_range
+from beam_pipelines.spec.sources import FileSource
+
+CONTRACT = Contract(columns={"n": {"type": "int64"}})  # type: ignore[dict-item]
+
+
+def source(files: Path | str | list[str], **options: object) -> FileSource:
+    return FileSource.model_validate({"files": files if isinstance(files, list) else str(files), "format": "json", **options})
+
+
+def lines(folder: Path, name: str, numbers: range) -> Path:
+    path = folder / name
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in numbers))
+    return path
+
+
+def raw(part: FileRange, of: FileSource) -> list[bytes]:
+    batches = [piece for piece in read_range(part, of, CONTRACT) if not isinstance(piece, Broken)]
+    return [value.strip() for batch in batches for value in batch.column("_raw").to_pylist()]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(alphabet="ab\u00e9\r", max_size=12), max_size=40), st.integers(1, 64))
+def test_each_line_is_in_exactly_one_range_however_a_file_is_split(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], block: int
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path.write_bytes("".join(json.dumps(t) + "\n" for t in texts).encode())
+    of = source(path, block_bytes=block)
+    found = [value for part in file_ranges(of, CONTRACT) for value in raw(part, of)]
+    assert found == [json.dumps(t).encode() for t in texts]
+
+
+def test_positions_are_byte_offsets_of_the_lines(tmp_path: Path) -> None:
+    path = lines(tmp_path, "a.jsonl", range(100))
+    of = source(path, block_bytes=64)
+    content = path.read_bytes()
+    for part in file_ranges(of, CONTRACT):
+        for batch in read_range(part, of, CONTRACT):
+            assert not isinstance(batch, Broken)
+            for position, value in zip(batch.column("_position").to_pylist(), batch.column("_raw").to_pylist(), strict=True):
+                assert content[position : position + len(value)] == value
+
+
+def test_a_directory_gives_its_files_and_not_its_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", ".hidden", "_SUCCESS"):
+        lines(tmp_path, name, range(1))
+    (tmp_path / "below").mkdir()
+    lines(tmp_path / "below", "c.jsonl", range(1))
+    assert [Path(path).name for path, _ in list_files([str(tmp_path)])] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+def test_a_file_matched_twice_is_read_once(tmp_path: Path) -> None:
+    path = lines(tmp_path, "a.jsonl", range(3))
+    assert list_files([str(path), str(tmp_path / "*.jsonl")]) == [(str(path), path.stat().st_size)]
+
+
+@pytest.mark.parametrize("pattern", ["nothing-*.jsonl", "nothing.jsonl", "empty"])
+def test_a_pattern_without_match_is_an_error_that_names_it(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="matches no file"):
+        list_files([str(tmp_path / pattern)])
+
+
+def test_compressed_files_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"n": 1}\n{"n": 2}\n' * 50))
+    of = source(path, block_bytes=64)
+    ranges = file_ranges(of, CONTRACT)
+    assert [(r.start, r.end) for r in ranges] == [(0, -1)]
+    assert len(raw(ranges[0], of)) == 100
+
+
+def test_a_file_that_vanished_is_one_dead_letter_and_costs_no_other_file(tmp_path: Path) -> None:
+    kept, gone = lines(tmp_path, "a.jsonl", range(3)), lines(tmp_path, "b.jsonl", range(3))
+    read = ReadFiles([source(tmp_path)], CONTRACT)
+
+    def rows(batches: list[pa.RecordBatch]) -> None:
+        assert sum(b.num_rows for b in batches) == 3
+
+    def dead(letters: list[pa.RecordBatch]) -> None:
+        (letter,) = [row for b in letters for row in b.to_pylist()]
+        assert (letter["source"], letter["stage"], letter["reason"]) == (str(gone), "read", "FILE")
+        assert "cannot be read" in letter["message"]
+
+    def counts(found: list[tuple[str, str, str, str, int]]) -> None:
+        assert sorted(c[1:] for c in found) == sorted(
+            [(str(kept), "read", "", 3), (str(gone), "read", "", 1), (str(gone), "dead", "read:FILE", 1)]
+        )
+
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    done = pipeline | read
+    assert_that(done.rows, rows, label="Rows")
+    assert_that(done.dead, dead, label="Dead")
+    assert_that(done.counts, counts, label="Counts")
+    gone.unlink()  # between listing and reading
+    pipeline.run().wait_until_finish()
+
+
+def test_sources_share_one_collection_and_batches_know_theirs(tmp_path: Path) -> None:
+    one, two = lines(tmp_path, "a.jsonl", range(2)), lines(tmp_path, "b.jsonl", range(5))
+
+    def check(batches: list[pa.RecordBatch]) -> None:
+        assert sorted((source_number(b), b.num_rows) for b in batches) == [(0, 2), (1, 5)]
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        assert_that((pipeline | ReadFiles([source(one), source(two)], CONTRACT)).rows, check)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = lines(tmp_path, "a.jsonl", range(200_000))
+    of = source(path, block_bytes=2**16)
+    before = pa.total_allocated_bytes()
+    most = 0
+    for batch in read_range(FileRange(str(path), 0, -1, path.stat().st_size), of, CONTRACT):
+        assert not isinstance(batch, Broken)
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 20 * 2**16
