@@ -53,7 +53,7 @@ def lookups_of(spec: PipelineSpec) -> dict[str, FileLookup]:
 
 
 @lru_cache(maxsize=16)
-def _loaded(name: str, source_json: str, job: str) -> LookupTable:  # noqa: ARG001  (part of the cache's key)
+def _loaded(name: str, source_json: str, job: str) -> LookupTable:
     source = LookupSource.model_validate_json(source_json)
     tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
     table = as_batch(pa.concat_tables(tables, promote_options="permissive"))
