@@ -104,16 +104,16 @@ class Members:
         colon = skip_space(text, last + 1)
         value = skip_space(text, colon + 1)
         minus = value + (text[value] == _MINUS)
-        member = (text[colon] == _COLON) & (minus <= found) & (found - minus < _LONGEST_NUMBER)
-        direct = member & (text[minus] - np.uint8(48) < 10) & self._one_number(text, minus, found)
-        ids, _ = self._names.ids(text, first + 1, np.minimum(last - first - 1, 8 * NAME_WORDS))
+        member = (text[colon] == _COLON) & (minus <= found) & (found - minus < _LONGEST_NUMBER) & (text[minus] - np.uint8(48) < 10)
+        near = np.flatnonzero(member)
+        near = near[self._one_number(text, minus[near], found[near])]
+        ids, _ = self._names.ids(text, first[near] + 1, np.minimum(last[near] - first[near] - 1, 8 * NAME_WORDS))
         double = np.append(self._doubles, False)[np.minimum(ids, len(self._doubles))]
-        rest: Indexes = found[~(direct & double)]
-        return rest
+        return np.delete(found, near[double])
 
     @staticmethod
     def _one_number(text: Bytes, start: Indexes, end: Indexes) -> Mask:
-        """Whether nothing but digits, points, signs and exponents stands from `start` to `end`."""
+        """Whether nothing but digits, points, signs and exponents stands from `start` to `end`, which are near each other."""
         width = int((end - start).max(initial=0)) + 1
         window = text[np.minimum(start[:, None] + np.arange(width), len(text) - 1)]
         digit = ((window - np.uint8(43)) < 15) & (window != _COMMA) | ((window | 32) == 101)

@@ -68,7 +68,7 @@ def run(source: Path, out: Path) -> None:
         "CREATE TEMP TABLE orders AS SELECT * EXCLUDE (bad, raw) FROM judged WHERE rowid IN (SELECT min(rowid) FROM judged WHERE bad = 0 GROUP BY order_id)"
     )
     db.execute(
-        f"COPY (SELECT *, placed_at::DATE AS day FROM orders) TO '{out}/rows' (FORMAT parquet, PARTITION_BY (day), COMPRESSION snappy, OVERWRITE)"
+        f"COPY (SELECT *, NULL::TIMESTAMP AS arrival, 'run' AS run_id, 'contract' AS contract, placed_at::DATE AS day FROM orders) TO '{out}/rows' (FORMAT parquet, PARTITION_BY (day), COMPRESSION zstd, COMPRESSION_LEVEL 1, OVERWRITE)"
     )
     db.execute(f"""COPY (SELECT customer_id, session, min(placed_at) AS start, max(placed_at) + INTERVAL 30 MINUTE AS stop, count(*) AS orders, sum(total) AS spent, avg(weight_0) AS mean_weight
       FROM (SELECT *, sum(fresh) OVER (PARTITION BY customer_id ORDER BY placed_at ROWS UNBOUNDED PRECEDING) AS session

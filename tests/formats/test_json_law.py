@@ -327,4 +327,6 @@ def test_padding_and_long_numbers_cost_no_more_than_their_bytes() -> None:
         [b'{"id"%b:%b"a"%b,%b"x":1}%b\n' % ((space,) * 5), b'{"n":%b}\n' % (b"7" * 300_000), b'{"f":0.%b1}' % (b"0" * 300_000)],
         CONTRACTS["flat"],
     )
+    mixed = Contract(columns={"n": {"type": "decimal(38,2)"}, "f": {"type": "float64"}})
+    _check([b'{"f":1.5,"x":[%b]}' % b",".join([b"0.12345678901234567"] * 20_000), b'{"f":0.12345678901234567}'], mixed)
     _check([b'{"n":0.%b1,"f":1}' % (b"0" * 3000), b'{"n":%b}\n' % (b"7" * 3000)], CONTRACTS["decimal"])
