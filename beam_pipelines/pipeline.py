@@ -39,10 +39,10 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
     """Adds the whole graph to `pipeline`; gives the run's record, one `RunResults`."""
     spec, run = job.spec, job.run
     raw = pipeline | ReadFiles(spec.sources.batch, spec.contract)
-    prepared = raw | Prepare(spec, spec.sources.batch, lookups_of(spec))
+    prepared = raw.rows | Prepare(spec, spec.sources.batch, lookups_of(spec))
     rows = prepared.rows
-    dead = [prepared.dead]
-    done = [prepared.counts]  # what the commit must hear of: ledger counts, staged files, states of checks
+    dead = {"read": raw.dead, "prepare": prepared.dead}  # by the stage that rejects
+    done = [raw.counts, prepared.counts]  # what the commit must hear of: ledger counts, staged files, states of checks
 
     if spec.deduplicate is not None:
         unique = rows | Deduplicate(spec.deduplicate, contract=spec.contract, temp_location=job.temp_location, run_id=run.run_id)
@@ -56,17 +56,17 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
         time, zone = spec.contract.event_time, spec.time_zone
         made = rows | f"Aggregate-{name}" >> Aggregate(aggregate, name=name, time=time, time_zone=zone, apply_lateness=job.apply_lateness)
         outputs[name] = made.panes
-        dead.append(made.dead)
+        dead[f"aggregate-{name}"] = made.dead
         done.append(made.counts)
 
     for write in writes_of(spec, run):
         written = outputs[write.output.of] | f"Write-{write.output.name}" >> write
-        dead.append(written.dead)
+        dead[f"write-{write.output.name}"] = written.dead
         done += [written.files, written.counts]
-    letters = tuple(dead) | "DeadLetters" >> beam.Flatten()
-    for letter_write in letter_writes_of(spec, run):
-        stored = letters | f"Write-{letter_write.output.name}" >> letter_write
-        done += [stored.files, stored.counts]
+    for stage, letters in dead.items():  # stage by stage: one PCollection of all would be held in memory between two stages
+        for letter_write in letter_writes_of(spec, run):
+            stored = letters | f"Write-{letter_write.output.name}-of-{stage}" >> letter_write
+            done += [stored.files, stored.counts]
 
     judge = JudgeRun(spec.checks, run.started_at)
     return tuple(done) | Commit(

@@ -22,7 +22,7 @@ _LINES_PER_CALL = 64
 _OPEN, _CLOSE, _NEWLINE = 123, 125, 10
 
 
-class _Object(msgspec.Struct):
+class _Object(msgspec.Struct, gc=False):
     """Any object: msgspec checks the grammar of members it has no field for, and skips them."""
 
 

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from beam_pipelines.arrow.checks import check_steps
 from beam_pipelines.arrow.conform import civil_paths, conform_steps
+from beam_pipelines.arrow.duplicates import key_hash_sql
 from beam_pipelines.arrow.engine import Engine, quote
 from beam_pipelines.arrow.layers import Define, Layer
 from beam_pipelines.arrow.program import Program, Split, Step
-from beam_pipelines.arrow.schema import ARRIVAL, source_number
+from beam_pipelines.arrow.schema import ARRIVAL, KEY_HASH, source_number
 from beam_pipelines.arrow.steps import civil_after, columns_after, transform_steps
 from beam_pipelines.formats.registry import TEXT_FORMATS, decode_steps
 from beam_pipelines.spec.models import PipelineSpec
@@ -57,7 +58,7 @@ class _BySource:
 def row_program(spec: PipelineSpec, source: FileSource | PubsubSource, lookups: Mapping[str, Any], *, keep_raw: bool = False) -> Program:
     """The row stages of `spec` for the records of `source`."""
     return Program(
-        tuple(step for _, steps in row_stages(spec, source, lookups) for step in steps),
+        (*(step for _, steps in row_stages(spec, source, lookups) for step in steps), *_key_hash(spec)),
         civil=civil_after(spec.transform, civil_paths(spec.contract)),
         raw_format=source.format.type,
         event_time=spec.contract.event_time or "",
@@ -77,6 +78,15 @@ def row_stages(spec: PipelineSpec, source: FileSource | PubsubSource, lookups: M
         ("transform", transform_steps(spec.transform, lookups=lookups, columns=contract.columns)),
         ("validate", check_steps(contract, row_checks, lookups=lookups, columns=columns, time_zone=spec.time_zone)),
     ]
+
+
+def _key_hash(spec: PipelineSpec) -> tuple[Step, ...]:
+    """The hash by which duplicates are sought, computed in the same SELECT."""
+    rule = spec.deduplicate
+    key = () if rule is None else rule.key or spec.contract.key
+    if not key or not set(key) <= set(columns_after(spec.transform, spec.contract.columns)):
+        return ()
+    return (Layer("validate", define=(Define(KEY_HASH, key_hash_sql(key)),)),)
 
 
 def _arrival(source: FileSource | PubsubSource) -> tuple[Step, ...]:
