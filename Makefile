@@ -68,6 +68,10 @@ demo: env ## the real flights of 2013 from CSV files to checked Parquet, twice
 bench-batch: env ## batch benchmarks against DuckDB and row-wise Beam; the last line is JSON
 	$(BIN)/python benchmarks/batch.py
 
+.PHONY: bench-memory
+bench-memory: env ## memory at 1 and 8 million rows and at 10 GB of input; the last line is JSON
+	$(BIN)/python benchmarks/memory.py
+
 .PHONY: smoke
 smoke: ## install from the version ranges on another Python and run a small job (SMOKE_PYTHON=... chooses it)
 	bash tests/smoke.sh $(SMOKE_PYTHON)

@@ -21,6 +21,7 @@ from beam_pipelines.arrow.masking import mask_columns, mask_letters
 from beam_pipelines.arrow.panes import aggregate_batch
 from beam_pipelines.arrow.program import Program, Split, Step
 from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW
+from beam_pipelines.arrow.sensitive import sensitive_columns
 from beam_pipelines.arrow.steps import civil_after
 from beam_pipelines.formats.reader import Broken
 from beam_pipelines.sources.files import broken_letter, file_ranges, read_range
@@ -154,15 +155,7 @@ def _shown(batch: pa.RecordBatch, spec: PipelineSpec, show: int) -> pa.RecordBat
     """The first rows without provenance and raw bytes, sensitive columns redacted."""
     head = batch.slice(0, show)
     head = head.select([n for n in head.schema.names if n not in PROVENANCE_NAMES and n not in (RAW, _CARRIER)])
-    return mask_columns(head, dict.fromkeys(_sensitive(spec), "redact")) if head.num_columns else head
-
-
-def _sensitive(spec: PipelineSpec) -> set[str]:
-    """Sensitive columns under the names they have or get."""
-    names = set(spec.contract.sensitive)
-    for step in spec.transform:
-        names |= {new for new, old in (step.rename or {}).items() if old in names}
-    return names
+    return mask_columns(head, dict.fromkeys(sensitive_columns(spec.contract, spec.transform), "redact")) if head.num_columns else head
 
 
 def _refused(letters: pa.RecordBatch, spec: PipelineSpec) -> tuple[Refused, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
 from beam_pipelines.sinks.dead_letters import LABEL, WriteDeadLetters
 from beam_pipelines.sinks.parquet import WriteParquet
 from beam_pipelines.sinks.run import Output, RunInfo
@@ -52,7 +53,7 @@ def outputs_of(spec: PipelineSpec, run: RunInfo) -> list[Output]:
 def _write(spec: PipelineSpec, sink: Sink, label: str, run: RunInfo) -> Write:
     rows = sink.from_ == "rows"
     provenance = rows and (sink.provenance or spec.provenance) == "on"
-    masking = Masking(spec.contract, _hmac_key(spec)) if spec.contract.sensitive else None
+    masking = _masking(spec, sink)
     destination = sink.destination
     if isinstance(destination, ParquetSink):
         key = spec.contract.key if rows else spec.aggregates[sink.from_].group_by
@@ -63,6 +64,14 @@ def _write(spec: PipelineSpec, sink: Sink, label: str, run: RunInfo) -> Write:
     return WriteText(
         destination, text_format=_text_format(sink), label=label, run=run, provenance=provenance, masking=masking, of=sink.from_
     )
+
+
+def _masking(spec: PipelineSpec, sink: Sink) -> Masking | None:
+    """Sensitive columns of what the sink takes, also under new names and in what is computed from them."""
+    how = sensitive_columns(spec.contract, spec.transform)
+    if sink.from_ != "rows":
+        how = sensitive_panes(spec.aggregates[sink.from_], how)
+    return Masking(how, _hmac_key(spec)) if how else None
 
 
 def _hmac_key(spec: PipelineSpec) -> Callable[[], bytes] | None:

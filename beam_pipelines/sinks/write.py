@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +13,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from beam_pipelines import metrics
-from beam_pipelines.arrow.contract import Contract
-from beam_pipelines.arrow.masking import mask_batch
+from beam_pipelines.arrow.masking import mask_columns
 from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.program import row_json
 from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, POSITION, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
@@ -37,9 +36,9 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Masking:
-    """How sensitive columns are masked. `key` gives the secret for `sensitive: hmac`; it is called on the worker, never stored in the graph."""
+    """How sensitive columns are masked, by name. `key` gives the secret for `hmac`; it is called on the worker, never stored in the graph."""
 
-    contract: Contract
+    how: Mapping[str, str]
     key: Callable[[], bytes | None] | None = None
 
     def secret(self) -> bytes | None:
@@ -109,7 +108,7 @@ class StageFiles(beam.DoFn):  # type: ignore[misc]
 
     def _masked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         masking = self._writing.masking
-        return batch if masking is None else mask_batch(batch, masking.contract, key=self._secret)
+        return batch if masking is None else mask_columns(batch, masking.how, key=self._secret)
 
     def _letters(self, refused: Refused) -> pa.RecordBatch:
         """Letters whose raw bytes are the row as JSON: the record itself was dropped after validation."""

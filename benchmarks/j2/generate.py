@@ -71,9 +71,10 @@ def generate(rows: int, directory: Path) -> None:
     for kind in ("json", "csv"):
         (directory / kind).mkdir(parents=True, exist_ok=True)
     db = duckdb.connect(config={"threads": 1})
+    per_file = min(ROWS_PER_FILE, max(1, rows // 2))
     flat = ", ".join(f"to_json({n})::VARCHAR AS {n}" if n in ("device", "geo", "tags", "items") else n for n in COLUMNS)
-    for number, first in enumerate(range(0, rows, ROWS_PER_FILE)):
-        query = _query(first, min(rows, first + ROWS_PER_FILE), rows)
+    for number, first in enumerate(range(0, rows, per_file)):
+        query = _query(first, min(rows, first + per_file), rows)
         if number % 2 == 0:
             text = f"""SELECT CASE WHEN kind < 300 THEN left(text, 700) WHEN kind < 500 THEN regexp_replace(text, '"count_1":(\\d+)', '"count_1":"x\\1"') WHEN kind < 700 THEN 'not json at all'
                        WHEN kind < 850 THEN regexp_replace(text, '"flag_0":(true|false)', '"flag_0":1') WHEN kind < 1000 THEN regexp_replace(text, '"count_0":(\\d+)', '"count_0":\\1.5') ELSE text END AS text

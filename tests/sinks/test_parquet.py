@@ -127,7 +127,12 @@ def test_sensitive_columns_are_masked_before_they_reach_a_path_or_file(tmp_path:
             "at": Column(type="timestamp"),
         }
     )
-    job(tmp_path / "state", ParquetSink(path=str(tmp_path / "out"), partition_by=("origin",)), [flights(6)], masking=Masking(rules, key))
+    job(
+        tmp_path / "state",
+        ParquetSink(path=str(tmp_path / "out"), partition_by=("origin",)),
+        [flights(6)],
+        masking=Masking(rules.sensitive, key),
+    )
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert len(names) == 3
     assert not any("EWR" in n or "K" in n.removeprefix("origin=__HIVE") for n in names if "HIVE" not in n)

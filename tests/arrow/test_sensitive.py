@@ -1,0 +1,72 @@
+"""Sensitive values stay masked under new names and in what is computed from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from beam_pipelines.arrow.aggregate import AggregateSpec
+from beam_pipelines.arrow.contract import Column, Contract
+from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
+from beam_pipelines.arrow.transform import TransformStep
+from beam_pipelines.runners.direct import run_batch
+from beam_pipelines.spec.load import load_spec
+
+CONTRACT = Contract(
+    columns={
+        "email": Column(type="string", sensitive="hmac"), "phone": Column(type="string", sensitive="redact"), "n": Column(type="int64"),
+        "short": Column(type="string", expr="left(email, 3)"),
+    }
+)  # fmt: skip
+
+
+def test_what_is_computed_from_a_sensitive_column_is_sensitive() -> None:
+    assert sensitive_columns(CONTRACT)["short"] == "hmac"
+    steps = [TransformStep(set={"both": "email || phone", "again": "upper(both)", "plain": "n + 1"})]
+    found = sensitive_columns(CONTRACT, steps)
+    assert (found["both"], found["again"]) == ("redact", "redact")
+    assert "plain" not in found
+
+
+def test_a_name_inside_another_name_is_no_mention() -> None:
+    assert "size" not in sensitive_columns(CONTRACT, [TransformStep(set={"size": "n * phones"})])
+
+
+def test_a_renamed_column_stays_sensitive() -> None:
+    found = sensitive_columns(CONTRACT, [TransformStep(rename={"mail": "email"})])
+    assert found["mail"] == "hmac"
+    assert "email" not in found
+
+
+def test_panes_that_show_a_value_are_sensitive_and_counts_are_not() -> None:
+    spec = AggregateSpec(group_by=("email",), measures={"last": "max(phone)", "n": "count()", "people": "count_distinct(phone)"})
+    assert sensitive_panes(spec, sensitive_columns(CONTRACT)) == {"email": "hmac", "last": "redact"}
+
+
+def test_no_file_of_a_run_holds_a_sensitive_value(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("""
+spec: 1
+pipeline: people
+contract:
+  columns:
+    id: {type: int64, required: true, max: 5}
+    email: {type: string, sensitive: redact}
+sources: {batch: [{files: in.jsonl, format: json}]}
+transform:
+  - set: {host: "split_part(email, '@', 2)"}
+  - rename: {mail: email}
+aggregates:
+  hosts: {group_by: [host], measures: {last: max(mail), n: count()}}
+sinks:
+  - {from: rows, jsonl: {path: out/rows.jsonl}}
+  - {from: hosts, jsonl: {path: out/hosts.jsonl}}
+  - {from: dead_letters, jsonl: {path: out/dead.jsonl}}
+""")
+    rows = [{"id": n, "email": f"secret{n}@hidden.example"} for n in range(8)] + [{"id": "secret9", "email": "secret9@hidden.example"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert run_batch(load_spec(tmp_path / "p.yaml")).status == "success"
+    written = [p for p in [*(tmp_path / "out").rglob("*"), *(tmp_path / ".beam_pipelines").rglob("*")] if p.is_file()]
+    assert len(written) > 3
+    for path in written:
+        assert b"hidden" not in path.read_bytes(), path
+        assert b"secret1" not in path.read_bytes(), path
