@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 
+from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import RunError
 from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
-from beam_pipelines.sinks.ledger import Count, Ledger, sources_read, tally
+from beam_pipelines.sinks.ledger import Ledger, sources_read, tally
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.results import CheckResult, RunResults, failures_of, find_run, judge_thresholds, metadata, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, utc_now

@@ -16,9 +16,9 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
+from beam_pipelines.arrow.counts import rows_by_source
 from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.partitioning import check_partitions, directory, refusal, split
-from beam_pipelines.arrow.schema import SOURCE
 from beam_pipelines.errors import SinkError
 from beam_pipelines.sinks.changes import INPROGRESS
 from beam_pipelines.sinks.places import join, refused
@@ -227,13 +227,3 @@ class Files:
 def _count(into: dict[str, int], more: dict[str, int]) -> None:
     for source, n in more.items():
         into[source] = into.get(source, 0) + n
-
-
-def rows_by_source(rows: pa.RecordBatch) -> dict[str, int]:
-    """How many rows come from each source; all from "" where rows carry none."""
-    if SOURCE not in rows.schema.names or not rows.num_rows:
-        return {"": rows.num_rows} if rows.num_rows else {}
-    column = rows.column(SOURCE)
-    if pa.types.is_dictionary(column.type) and len(column.dictionary) == 1 and not column.null_count:
-        return {str(column.dictionary[0].as_py()): rows.num_rows}
-    return {str(e["values"] or ""): int(e["counts"]) for e in column.value_counts().to_pylist()}

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from beam_pipelines.arrow.counts import Count
 from beam_pipelines.sinks.run import Output
 
-Count = tuple[str, str, str, str, int]
 DEAD_AT_SINK = "write:SINK@"
 """Prefix of the detail of rows that one sink refused; its name follows. Other sinks may have written them."""
 _AT_AGGREGATE = "aggregate:"

@@ -13,12 +13,13 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from beam_pipelines import metrics
+from beam_pipelines.arrow.counts import rows_by_source, unit_of
 from beam_pipelines.arrow.masking import mask_columns
 from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.program import row_json
-from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, POSITION, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
+from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
-from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused, rows_by_source
+from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.run import Output, RunInfo, staging_of
 
@@ -131,12 +132,6 @@ def sql_schema(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
     plain = pa.schema([pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
     relation = duckdb.connect().from_arrow(plain.empty_table())
     return tuple((name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True))
-
-
-def unit_of(rows: pa.RecordBatch) -> str:
-    """A name for these rows that a replay gives again: their first row's identity and their number."""
-    first = rows.column(POSITION)[0].as_py() if POSITION in rows.schema.names else ""
-    return f"{next(iter(rows_by_source(rows)))}@{first}+{rows.num_rows}"
 
 
 def _global(value: Any) -> WindowedValue:

@@ -15,6 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_pipelines import metrics
 from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import POSITION, PROVENANCE, RAW, Failure, Rejected, dead_letters, of_source, provenance
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SourceError
@@ -24,7 +25,6 @@ from beam_pipelines.formats.registry import reader
 from beam_pipelines.spec.sources import FileSource
 
 DEAD, COUNTS = "dead", "counts"
-Count = tuple[str, str, str, str, int]
 
 
 class FileRange(NamedTuple):

@@ -21,11 +21,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_pipelines import metrics
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.concat import Pending, slices
+from beam_pipelines.arrow.counts import Count, rows_by_source, unit_of
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.panes import Partials, Plan, expansion, merge_partials, partials, plan, present, split_by_key
 from beam_pipelines.arrow.windowing import LATE
 from beam_pipelines.errors import SpecError
-from beam_pipelines.transforms.stage import COUNTS, DEAD, Count, arriving, joined, rows_by_source, unit_of
+from beam_pipelines.transforms.stage import COUNTS, DEAD, arriving, joined
 
 SHARDS = 4
 _MERGE_ROWS = 100_000  # partials held unmerged

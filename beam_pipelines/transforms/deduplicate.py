@@ -26,6 +26,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from beam_pipelines.arrow.concat import Pending, concat, slices
 from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.duplicates import KEY, Comparison, comparison, digests, duplicate_mask, first_byte, key_hash
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.keys import DeduplicateRule
@@ -33,7 +34,7 @@ from beam_pipelines.arrow.schema import KEY_HASH, SOURCE
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.spill import SpillFolder, cleanup, sweep, temp_location_of
-from beam_pipelines.transforms.stage import COUNTS, Count, arriving, joined
+from beam_pipelines.transforms.stage import COUNTS, arriving, joined
 
 __all__ = ["Deduplicate", "Deduplicated", "DeduplicatedWithDead", "cleanup", "sweep"]
 

@@ -13,15 +13,13 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines import metrics
 from beam_pipelines.arrow.concat import concat
+from beam_pipelines.arrow.counts import Count, rows_by_source, unit_of
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.program import Split
-from beam_pipelines.arrow.schema import POSITION, SOURCE
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 
 DEAD, COUNTS = "dead", "counts"
 TARGET_ROWS = 20_000  # a prepared SELECT and a bundle have fixed costs: smaller batches are joined up to this, inside the bundle
-Count = tuple[str, str, str, str, int]
-"""(unit, source, outcome, detail, rows): `unit` names what was counted, so that a replayed bundle overwrites instead of adding."""
 
 
 class RowProgram(Protocol):
@@ -165,20 +163,3 @@ def _failed(letters: pa.Table) -> list[dict[str, Any]]:
     table = pa.table({"source": letters["source"].take(rows), "name": failures.flatten().field("name"), "row": rows})
     groups: list[dict[str, Any]] = table.group_by(["source", "name"]).aggregate([("row", "count_distinct")]).to_pylist()
     return groups
-
-
-def rows_by_source(batch: pa.RecordBatch) -> dict[str, int]:
-    """How many rows of each source a batch holds."""
-    if SOURCE not in batch.schema.names or not batch.num_rows:
-        return {"": batch.num_rows} if batch.num_rows else {}
-    column = batch.column(SOURCE)
-    if len(column.dictionary) == 1:
-        return {str(column.dictionary[0].as_py()): batch.num_rows}
-    return {str(e["values"]): int(e["counts"]) for e in column.value_counts().to_pylist()}
-
-
-def unit_of(batch: pa.RecordBatch) -> str:
-    """A name for the rows of `batch` that a replay gives again: its first row's identity and its length."""
-    if SOURCE not in batch.schema.names or not batch.num_rows:
-        return ""
-    return f"{batch.column(SOURCE)[0].as_py()}@{batch.column(POSITION)[0].as_py()}+{batch.num_rows}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.sinks.ledger import Count, tally
+from beam_pipelines.arrow.counts import Count
+from beam_pipelines.sinks.ledger import tally
 from beam_pipelines.sinks.run import Output
 
 ROWS = Output("rows", "rows", "/r")
