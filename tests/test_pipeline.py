@@ -277,3 +277,12 @@ def test_the_graph_has_no_generated_labels(folder: Path) -> None:
     ours = {"/".join(label.split("/")[:2]) for label in labels}
     assert not [label for label in ours if "(" in label or ".py" in label]
     assert {"ReadFiles/Read", "Prepare/Run", "Aggregate-hourly/PartialAggregate", "Write-rows/Stage", "Commit/Conclude"} <= ours
+
+
+@pytest.mark.parametrize("sink", ["jsonl: {path: out/dead.jsonl}", "csv: {path: out/dead.csv}", "parquet: {path: out/dead_letters}"])
+def test_dead_letters_give_back_the_bytes_as_they_were(tmp_path: Path, sink: str) -> None:
+    folder = make(tmp_path, SPEC.replace("parquet: {path: out/dead_letters}", sink))
+    lines = [b"\\x41", "caf\u00e9".encode(), b"abc\xff", b"base64:AAAA", b'"quoted, text"', b"plain"]
+    (folder / "in" / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    run(folder)
+    assert [row["raw"] for row in table(folder, "SELECT raw FROM dead_letters ORDER BY position")] == lines

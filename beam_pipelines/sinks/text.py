@@ -8,6 +8,7 @@ A path that ends in .csv or .jsonl (or .gz) is one file; any other is a folder o
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from beam_pipelines.arrow.engine import literal, local_engine
 from beam_pipelines.sinks.files import FileWriter
 from beam_pipelines.sinks.places import open_new
 from beam_pipelines.sinks.run import Output, RunInfo
+from beam_pipelines.sinks.views import BASE64
 from beam_pipelines.sinks.write import Masking, Write, layout_of
 from beam_pipelines.spec.sinks import TextSink
 
@@ -132,18 +134,22 @@ def _bytes_text(column: pa.Array) -> pa.Array:
     try:
         text = column.cast(pa.string())
         text.validate(full=True)
-        return text
+        if not pc.any(pc.starts_with(text, BASE64)).as_py():
+            return text
     except pa.ArrowInvalid:
-        return pa.array([_utf8_or_base64(v) for v in column.to_pylist()], pa.string())  # only where some value is not UTF-8
+        pass
+    return pa.array([_utf8_or_base64(v) for v in column.to_pylist()], pa.string())  # only where a value is no plain text
 
 
 def _utf8_or_base64(value: bytes | None) -> str | None:
+    """Bytes as text that `views.select_sql` reads back as these bytes: UTF-8 as it is, all else (and what looks like it) as base64."""
     if value is None:
         return None
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return "base64:" + base64.b64encode(value).decode()
+    with contextlib.suppress(UnicodeDecodeError):
+        text = value.decode()
+        if not text.startswith(BASE64):
+            return text
+    return BASE64 + base64.b64encode(value).decode()
 
 
 def _nested_text(column: pa.Array) -> pa.Array:

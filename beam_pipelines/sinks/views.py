@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from beam_pipelines.sinks.manifest import Snapshot
 from beam_pipelines.sinks.places import local
+
+BASE64 = "base64:"
+"""Prefix, in text files, of bytes that are no UTF-8."""
 
 
 def select_sql(snapshot: Snapshot) -> str:
@@ -15,7 +19,7 @@ def select_sql(snapshot: Snapshot) -> str:
     """
     if not snapshot.files or not snapshot.schema:  # without a schema no row was ever written
         return _empty(snapshot.schema)
-    columns = ", ".join(_name(n) for n, _ in snapshot.schema) or "*"
+    columns = ", ".join(_name(n) if snapshot.format == "parquet" else _value(n, kind) for n, kind in snapshot.schema)
     return f"SELECT {columns} FROM {_scan(snapshot)}{_where(snapshot.superseded)}"
 
 
@@ -33,7 +37,21 @@ def _scan(snapshot: Snapshot) -> str:
         return f"read_parquet({files}, union_by_name = true{options})"
     if snapshot.format == "csv":
         return f"read_csv({files}, header = true, delim = ',', quote = '\"', escape = '\"', auto_detect = false, allow_quoted_nulls = false, columns = {_struct(_texts(types), quoted=True)})"
-    return f"read_json({files}, format = 'newline_delimited', columns = {_struct(types, quoted=True)})"
+    return f"read_json({files}, format = 'newline_delimited', columns = {_struct(_bytes_as_text(types), quoted=True)})"
+
+
+def _value(name: str, kind: str) -> str:
+    """A column of a text file; bytes were written as text, or as base64 where they are none."""
+    column = _name(name)
+    if kind != "BLOB":
+        return column
+    start = len(BASE64) + 1
+    return f"CASE WHEN starts_with({column}, {_text(BASE64)}) THEN from_base64(substr({column}, {start})) ELSE encode({column}) END AS {column}"
+
+
+def _bytes_as_text(types: Mapping[str, str]) -> dict[str, str]:
+    """JSON holds no bytes, also not inside structs and lists."""
+    return {n: re.sub(r"\bBLOB\b", "VARCHAR", k) for n, k in types.items()}
 
 
 def _texts(types: Mapping[str, str]) -> dict[str, str]:
