@@ -43,6 +43,7 @@ _STEP_BYTES = 2**20
 _SYNC_BYTES = 16
 _FRAME_BYTES = 20  # two zigzag varints of 64 bits
 _CHUNK_ROWS = 4096  # records that are Python objects at once
+_MOST_IN_A_BLOCK = 10_000_000
 _BATCH_ROWS = 32_768
 _MISFITS = (pa.ArrowException, ValueError, TypeError, ArithmeticError)  # a value that no column can hold
 
@@ -80,6 +81,11 @@ class AvroReader:
             else:
                 yield from rows.add(block, header)
         yield from rows.flush()
+
+
+def _claimed(records: int) -> int:
+    """How many records a block that cannot be read stands for: what its frame claims, as far as a block may be believed."""
+    return max(1, min(records, _MOST_IN_A_BLOCK))
 
 
 class _Block(NamedTuple):
@@ -144,7 +150,7 @@ def _lost(window: Window, sync: bytes, frame: tuple[int, int, int] | None, offse
     found = _drop_to_sync(window, sync)
     if frame is not None and frame[2] > most and found and window.base - offset >= frame[2]:
         text = f"block at byte {offset} too large: got {frame[2]} bytes; expected at most {most} (block_bytes + max_record_bytes)"
-        return Broken(frame[0], TOO_LARGE, text)
+        return Broken(frame[0], TOO_LARGE, text, rows=_claimed(frame[0]))
     if not found:
         damage, window.damage = window.damage, None
         return Broken(1, FILE, damage or f"truncated: the block at byte {offset} ends in mid-data at byte {window.base}")
@@ -202,7 +208,7 @@ class _Rows:
             yield from self.flush()
             reason = TOO_LARGE if isinstance(error, _TooLargeError) else FILE
             text = f"corrupt block at byte {block.offset}: its {block.records} records cannot be read: {type(error).__name__} {error}"
-            yield self.lose(Broken(block.records, reason, text))
+            yield self.lose(Broken(block.records, reason, text, rows=_claimed(block.records)))
             return
         if broken:
             yield from self.flush()
@@ -223,7 +229,7 @@ class _Rows:
         """`broken`, whose position is a number of records, at its place."""
         records, first = max(1, min(broken.position, 2**40)), self.position
         self.position += records
-        return Broken(first, broken.reason, broken.message, broken.raw)
+        return Broken(first, broken.reason, broken.message, broken.raw, broken.rows)
 
     def _decode(self, block: _Block, header: _Header) -> tuple[list[pa.RecordBatch], dict[int, str]]:
         """The block's records in batches; where some have values that do not fit, the others in one batch, and why by record."""

@@ -101,7 +101,7 @@ def positioned(batch: pa.RecordBatch, first: int) -> Iterator[pa.RecordBatch | B
     try:
         named.validate()
     except pa.ArrowInvalid as error:  # not a value is wrong but the lengths of a column
-        yield Broken(first, FILE, f"rows {first} to {first + batch.num_rows - 1} cannot be read: {error}")
+        yield Broken(first, FILE, f"rows {first} to {first + batch.num_rows - 1} cannot be read: {error}", rows=max(1, batch.num_rows))
         return
     broken = list(_invalid(named))
     yield from broken

@@ -61,7 +61,7 @@ class OrcReader:
             watched.raise_own()
             why = str(error)
         if why:
-            yield Broken(first, FILE, f"stripe {number}: rows {first} to {first + rows - 1} cannot be read: {why}")
+            yield Broken(first, FILE, f"stripe {number}: rows {first} to {first + rows - 1} cannot be read: {why}", rows=max(1, rows))
             return
         for at in range(0, rows, BATCH_ROWS):
             yield from positioned(batch.slice(at, BATCH_ROWS), first + at)

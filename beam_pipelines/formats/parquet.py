@@ -61,7 +61,9 @@ class ParquetReader:
             watched.raise_own()
             why = str(error)
         if why:
-            yield Broken(position, FILE, f"row group {group}: rows {position} to {last - 1} cannot be read: {why}")
+            yield Broken(
+                position, FILE, f"row group {group}: rows {position} to {last - 1} cannot be read: {why}", rows=max(1, last - position)
+            )
 
     def _columns(self, file: pq.ParquetFile) -> list[str] | None:
         names = file.schema_arrow.names

@@ -38,7 +38,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Broken:
-    """One record (DECODE, TOO_LARGE) or everything from `position` on (FILE) that cannot be read: always a dead letter.
+    """One record (DECODE, TOO_LARGE) or everything from `position` on (FILE) that cannot be read: always dead letters.
+
+    `rows` records are lost, at `position` and behind it, each of which is a letter: 1 where nothing says how many they were.
 
     `raw` is the record without its line terminator, at most `RAW_PREFIX_BYTES` of it when it is too large; None where there
     are no bytes to show.
@@ -48,6 +50,7 @@ class Broken:
     reason: str
     message: str
     raw: bytes | None = None
+    rows: int = 1
 
 
 class DamagedStream(Exception):

@@ -20,11 +20,11 @@ from beam_pipelines.arrow.duplicates import comparison, deduplicate_batch
 from beam_pipelines.arrow.masking import mask_columns, mask_letters
 from beam_pipelines.arrow.panes import aggregate_batch
 from beam_pipelines.arrow.program import Program, Split, Step
-from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW
+from beam_pipelines.arrow.schema import DEAD_LETTERS, PROVENANCE_NAMES, RAW
 from beam_pipelines.arrow.sensitive import sensitive_columns
 from beam_pipelines.arrow.steps import civil_after
 from beam_pipelines.formats.reader import Broken
-from beam_pipelines.sources.files import broken_letter, file_ranges, read_range
+from beam_pipelines.sources.files import broken_letters, file_ranges, read_range
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
@@ -111,8 +111,8 @@ def _first_rows(spec: PipelineSpec, source: FileSource, most: int) -> tuple[pa.R
     for part in file_ranges(small, spec.contract):
         for piece in read_range(part, small, spec.contract):
             if isinstance(piece, Broken):
-                letters.append(broken_letter(part.path, piece))
-                missing -= 1
+                letters += broken_letters(part.path, piece)
+                missing -= piece.rows
             elif not batches or piece.schema.equals(batches[0].schema):
                 batches.append(piece.slice(0, missing))
                 missing -= batches[-1].num_rows
@@ -121,15 +121,14 @@ def _first_rows(spec: PipelineSpec, source: FileSource, most: int) -> tuple[pa.R
         if missing <= 0:
             break
     raw = concat(batches) if batches else pa.RecordBatch.from_pylist([], schema=pa.schema([]))
-    empty = broken_letter("", Broken(0, "", "")).slice(0, 0)
-    return raw, concat(letters) if letters else empty
+    return raw, concat(letters) if letters else pa.RecordBatch.from_pylist([], schema=DEAD_LETTERS)
 
 
 def _run(spec: PipelineSpec, source: FileSource, stage: str, steps: tuple[Step, ...], batch: pa.RecordBatch) -> Split:
     contract = spec.contract
     civil = contract.civil if stage in ("decode", "conform", "arrival") else civil_after(spec.transform, contract.civil)
     if not batch.num_rows:
-        return Split(batch, broken_letter("", Broken(0, "", "")).slice(0, 0), 0, {})
+        return Split(batch, pa.RecordBatch.from_pylist([], schema=DEAD_LETTERS), 0, {})
     program = Program(steps, civil=civil, raw_format=source.format.type, event_time=contract.event_time or "", keep_raw=stage != "validate")
     return program(batch)
 

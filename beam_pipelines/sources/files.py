@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -25,6 +26,7 @@ from beam_pipelines.formats.registry import reader
 from beam_pipelines.spec.sources import FileSource
 
 DEAD, COUNTS = "dead", "counts"
+_LETTERS = 10_000  # letters of one row group in one batch
 
 
 class FileRange(NamedTuple):
@@ -84,8 +86,8 @@ class _ReadRange(beam.DoFn):  # type: ignore[misc]
         broken: Counter[str] = Counter()
         for piece in read_range(part, self.sources[number], self.contract):
             if isinstance(piece, Broken):
-                broken[piece.reason] += 1
-                yield beam.pvalue.TaggedOutput(DEAD, broken_letter(part.path, piece))
+                broken[piece.reason] += piece.rows
+                yield from (beam.pvalue.TaggedOutput(DEAD, letters) for letters in broken_letters(part.path, piece))
             else:
                 rows += piece.num_rows
                 yield of_source(piece, number)
@@ -124,8 +126,17 @@ def with_provenance(batch: pa.RecordBatch, source: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*columns, *(batch.column(n) for n in rest)], schema=pa.schema(fields, batch.schema.metadata))
 
 
-def broken_letter(path: str, broken: Broken) -> pa.RecordBatch:
-    """The dead letter of a record or a rest of a file that cannot be read."""
+def broken_letters(path: str, broken: Broken) -> Iterator[pa.RecordBatch]:
+    """A dead letter for each record that cannot be read, at its own position."""
+    letter = _letter(path, broken)
+    for at in range(0, broken.rows, _LETTERS):
+        rows = min(_LETTERS, broken.rows - at)
+        positions = pa.array(np.arange(broken.position + at, broken.position + at + rows))
+        letters = letter.take(pa.array(np.zeros(rows, np.int64)))
+        yield letters.set_column(letters.schema.get_field_index("position"), "position", positions)
+
+
+def _letter(path: str, broken: Broken) -> pa.RecordBatch:
     row = pa.RecordBatch.from_arrays(
         [*provenance(path, pa.array([broken.position], pa.int64())), pa.array([broken.raw], pa.binary())], names=[*PROVENANCE.names, RAW]
     )

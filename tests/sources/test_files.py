@@ -8,6 +8,7 @@ from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
@@ -135,3 +136,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         assert not isinstance(batch, Broken)
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 20 * 2**16
+
+
+def test_every_row_of_a_row_group_that_cannot_be_read_is_a_dead_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"n": range(1000)}), path, row_group_size=100, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    column = pq.ParquetFile(path).metadata.row_group(7).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 8] ^= 0xFF
+    path.write_bytes(content)
+    of = FileSource.model_validate({"files": str(path), "format": "parquet"})
+
+    def dead(letters: list[pa.RecordBatch]) -> None:
+        found = sorted(row["position"] for b in letters for row in b.to_pylist())
+        assert found == list(range(700, 800))
+
+    def counts(found: list[tuple[str, str, str, str, int]]) -> None:
+        assert sorted(c[2:] for c in found) == [("dead", "read:FILE", 100), ("read", "", 1000)]
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        done = pipeline | ReadFiles([of], CONTRACT)
+        assert_that(done.dead, dead, label="Dead")
+        assert_that(done.counts, counts, label="Counts")
