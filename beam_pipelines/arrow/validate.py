@@ -51,10 +51,10 @@ class Check(Model):
 
     name: str = Field(pattern=r"^[A-Za-z_][\w-]*$", description="The check's name, in dead letters and reports; unlike any other check's.")
     expr: str | None = Field(None, description="SQL that must not be FALSE.")
-    unique: tuple[str, ...] | None = Field(None, description="Columns whose values must not repeat among the written rows.")
+    unique: tuple[str, ...] | None = Field(None, description="Columns whose values must not repeat among the rows that go to the sinks.")
     references: References | None = Field(None, description="Values that must exist in a lookup; NULL passes.")
-    row_count: RowCount | None = Field(None, description="Bounds on the number of written rows.")
-    null_rate: NullRate | None = Field(None, description="Largest share of NULLs among the written rows.")
+    row_count: RowCount | None = Field(None, description="Bounds on the number of rows that go to the sinks.")
+    null_rate: NullRate | None = Field(None, description="Largest share of NULLs among the rows that go to the sinks.")
     freshness: dict[str, str] | None = Field(
         None, description="{column: timestamp column, max_age: 1d}: newest value against the run's start."
     )

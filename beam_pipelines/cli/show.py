@@ -114,15 +114,28 @@ def _outputs(run: RunResults) -> list[str]:
 
 
 def _ledger(run: RunResults) -> list[str]:
+    """What became of the rows, as counted at each door: one line for each output of rows."""
     lines = run.ledger
     read, filtered, dead = sum(i.read for i in lines), sum(i.filtered for i in lines), sum(i.dead for i in lines)
     duplicate = sum(i.duplicate for i in lines)
-    written = read - filtered - dead - duplicate
     balance = "DOES NOT BALANCE" if any("balance" in f for f in run.failures) else "balances"
     word = "passed" if run.status == "failed" else "good"
-    found = [f"ledger   {read:,} read = {written:,} {word} + {dead:,} dead + {duplicate:,} duplicate + {filtered:,} filtered   ({balance})"]
+    rest = f"{dead:,} dead + {duplicate:,} duplicate + {filtered:,} filtered   ({balance})"
+    found = []
+    for name in _outputs_of_rows(run) or [""]:
+        good = (
+            sum(i.written.get(name, 0) for i in lines) if name else read - filtered - dead - duplicate
+        )  # without a sink of rows nothing counts them
+        refused = sum(i.refused.get(name, 0) for i in lines)
+        found.append(f"ledger   {read:,} read = {good:,} {word} + {f'{refused:,} refused by {name} + ' if refused else ''}{rest}")
     reasons = sorted(run.dead_letters.items(), key=lambda e: -e[1])
     return found + ([f"dead     {', '.join(f'{n:,} {reason}' for reason, n in reasons)}"] if reasons else [])
+
+
+def _outputs_of_rows(run: RunResults) -> list[str]:
+    """Names of the outputs of rows; in a failed run, which committed nothing, those that were staged."""
+    names = {name for line in run.ledger for name in (*line.written, *line.refused)}
+    return sorted(n for n in names if n == "rows" or n.startswith("rows_"))
 
 
 def _checks(run: RunResults) -> list[str]:

@@ -10,6 +10,7 @@ from beam_pipelines.arrow.measures import parse_measure, result_type
 from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.check_contract import check_zone
+from beam_pipelines.spec.check_places import check_places
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import PROVENANCE, Scope
@@ -108,6 +109,7 @@ def check_sinks(scope: Scope, pipeline: PipelineSpec, outputs: Mapping[str, Mapp
         if sink.parquet is not None and sink.from_ in known:
             columns = Scope(document, dict(known[sink.from_]), gone=scope.gone if sink.from_ == ROWS else {})
             _check_parquet(columns, (*path, "parquet"), sink, sink.parquet, pipeline)
+    check_places(document, pipeline)
 
 
 def _check_parquet(scope: Scope, path: Path, sink: Sink, parquet: ParquetSink, pipeline: PipelineSpec) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from beam_pipelines.cli.show import show_table
+from beam_pipelines.cli.show import show_run, show_table
 from beam_pipelines.cli.tables import cell, grid, table_lines
+from beam_pipelines.sinks.ledger import Line
+from beam_pipelines.sinks.results import Metadata, RunResults
 from tests.cli.conftest import Call
 
 VALUES = """SELECT 170141183460469231731687303715884105727::HUGEINT AS huge, 1.50::DECIMAL(10,2) AS paid, NULL AS nothing,
@@ -186,3 +188,12 @@ def test_a_preview_of_two_sources_joins_them(call: Call, orders: Path) -> None:
     orders.write_text(orders.read_text().replace("batch: [", "batch: [{files: more.jsonl, format: json}, "))
     stages = {s["stage"]: s for s in json.loads(call("preview", orders, "--json").out)}
     assert stages["deduplicate"]["rows_out"] == 4
+
+
+def test_the_ledger_line_counts_what_was_written_and_what_the_sink_refused() -> None:
+    """Numbers come from the doors themselves, not from a subtraction that always fits."""
+    line = Line(source="a", read=13, dead=1, duplicate=1, filtered=1, written={"rows": 7}, refused={"rows": 3})
+    about = Metadata("r", "p", "0", "c", "batch", "e", "s", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z", 1.0, "0")
+    out = io.StringIO()
+    show_run(RunResults(about, "success", ledger=(line,)), state="s", out=out)
+    assert "13 read = 7 good + 3 refused by rows + 1 dead + 1 duplicate + 1 filtered" in out.getvalue()

@@ -17,7 +17,7 @@ AROUND = {
     "dest: {type: string}, carrier: {type: string}, origin: {type: string}, distance: {type: int32}, air_time: {type: int32}, minute: {type: int8}}}",
     "sources": "{batch: [{files: a, format: csv}]}",
     "lookups": "{airports: {files: a, format: csv, key: faa}, airlines: {files: a, format: csv, key: carrier}}",
-    "sinks": "[{from: rows, csv: {path: a}}]",
+    "sinks": "[{from: rows, csv: {path: out}}]",
 }
 
 
