@@ -170,7 +170,7 @@ def test_an_expression_that_fails_on_a_row_costs_that_row(folder: Path) -> None:
     assert json.loads(letter["raw"])["id"] == 2
 
 
-def test_worker_processes_with_their_own_temporary_folders(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_ledger_and_leave_nothing_behind(folder: Path, tmp_path: Path) -> None:
     for n in range(3):
         put(folder, f"{n}.jsonl", [{**GOOD, "id": i % 20, "price": n + 1} for i in range(100)])
     alone = run(folder)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import beam_pipelines.testing.compare
 import beam_pipelines.testing.run
 from beam_pipelines.errors import SpecError
+from beam_pipelines.spec.tests import ExpectedDeadLetter
 from beam_pipelines.testing import assert_rows, row_differences, run_spec
-from beam_pipelines.testing.compare import same
+from beam_pipelines.testing.compare import _letters, same
 
 UTC = dt.UTC
 SPEC = """spec: 1
@@ -147,3 +148,17 @@ def test_the_examples_in_its_docstrings_run(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed
+
+
+@pytest.mark.parametrize(
+    ("failures", "same"),
+    [(["a.x"], True), (["a.x.required"], True), (["a"], False), (["a.y"], False), ([], False), (["a.x", "b"], False)],
+)
+def test_failures_name_columns_whole_also_those_with_dots(failures: list[str], same: bool) -> None:
+    letter = {
+        "reason": "REQUIRED",
+        "stage": "validate",
+        "message": "",
+        "failures": [{"name": "a.x.required", "column": "a.x", "message": ""}],
+    }
+    assert (_letters([letter], [ExpectedDeadLetter(reason="REQUIRED", failures=tuple(failures))]) == []) is same
