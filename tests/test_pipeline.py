@@ -286,3 +286,14 @@ def test_dead_letters_give_back_the_bytes_as_they_were(tmp_path: Path, sink: str
     (folder / "in" / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     run(folder)
     assert [row["raw"] for row in table(folder, "SELECT raw FROM dead_letters ORDER BY position")] == lines
+
+
+def test_panes_can_be_partitioned_by_their_window(tmp_path: Path) -> None:
+    spec = SPEC.replace("parquet: {path: out/hourly}", 'parquet: {path: out/hourly, partition_by: ["day(_window_start)"]}')
+    folder = make(tmp_path, spec)
+    put(folder, "a.jsonl", [GOOD, {**GOOD, "id": 2, "at": "2026-01-02T10:00:00Z"}])
+    assert run(folder).status == "success"
+    assert sorted(p.name for p in (folder / "out" / "hourly").glob("*=*")) == ["window_start_day=2026-01-01", "window_start_day=2026-01-02"]
+    assert table(folder, "SELECT sum(n)::BIGINT AS n, min(window_start_day)::VARCHAR AS first FROM hourly") == [
+        {"n": 2, "first": "2026-01-01"}
+    ]

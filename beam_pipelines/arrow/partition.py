@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from beam_pipelines.errors import SpecError, nearest
 
+_UNSAFE_IN_NAMES = frozenset('/=%\\:*?"<>|[]{}')
 TRANSFORMS = ("day", "hour", "month", "year")
 
 
@@ -22,8 +23,8 @@ class Partition:
 
     @property
     def name(self) -> str:
-        """The column's name in the directory layout."""
-        return f"{self.column}_{self.transform}" if self.transform else self.column
+        """The column's name in the directory layout. Readers pass over directories that begin with `_`: `day(_window_start)` is `window_start_day`."""
+        return f"{self.column.lstrip('_')}_{self.transform}" if self.transform else self.column
 
     def __str__(self) -> str:
         return f"{self.transform}({self.column})" if self.transform else self.column
@@ -46,3 +47,12 @@ def parse_partition(text: str) -> Partition:
     if not column:
         raise SpecError(f"partition_by {text!r}: no column.", hint="Write day(event_time).")
     return Partition(transform, column)
+
+
+def check_name(partition: Partition) -> None:
+    """Raises SpecError where the partition's name cannot stand in a directory name."""
+    if partition.name[:1] in "._" or not partition.name.isprintable() or _UNSAFE_IN_NAMES & set(partition.name):
+        raise SpecError(
+            f"partition_by: the name {partition.name!r} cannot stand in a directory name.",
+            hint="Rename the column: no leading '.' or '_', none of / = % \\ : * ? \" < > | [ ] { }.",
+        )

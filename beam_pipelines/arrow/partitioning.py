@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipelines.arrow.partition import Partition, check_name
 from beam_pipelines.errors import SpecError, nearest
 
 NULL_DIRECTORY = "__HIVE_DEFAULT_PARTITION__"
@@ -23,19 +24,7 @@ _MAX_SEGMENT_BYTES = 255  # what common file systems allow for one name
 _MICROS_PER = {"day": 86_400_000_000, "hour": 3_600_000_000}
 _UNIT = {"year": "Y", "month": "M", "day": "D", "hour": "h"}
 _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
-_UNSAFE_IN_NAMES = frozenset('/=%\\:*?"<>|[]{}')
 _SLICE_SHARE = 0.5  # a smaller piece is copied, so that it does not keep the whole batch in memory
-
-
-class PartitionColumn(Protocol):
-    """A parsed entry of `partition_by`."""
-
-    @property
-    def transform(self) -> str | None: ...
-    @property
-    def column(self) -> str: ...
-    @property
-    def name(self) -> str: ...
 
 
 class Piece(NamedTuple):
@@ -45,7 +34,7 @@ class Piece(NamedTuple):
     rows: pa.RecordBatch
 
 
-def split(batch: pa.RecordBatch, by: Sequence[PartitionColumn]) -> list[Piece]:
+def split(batch: pa.RecordBatch, by: Sequence[Partition]) -> list[Piece]:
     """`batch` cut by partition; rows keep their order within a piece, and each row is in exactly one piece.
 
     A large piece whose rows lie together is a slice without copying, which is what sorted input gives.
@@ -77,12 +66,12 @@ def encode_value(value: str | None) -> str:
     return "".join(c if c in _SAFE or (not c.isascii() and c.isprintable()) else "".join(f"%{b:02X}" for b in c.encode()) for c in value)
 
 
-def directory(values: Sequence[str | None], by: Sequence[PartitionColumn]) -> str:
+def directory(values: Sequence[str | None], by: Sequence[Partition]) -> str:
     """The relative directory of a partition: `day=2013-01-01/origin=EWR`."""
     return "/".join(f"{p.name}={encode_value(v)}" for p, v in zip(by, values, strict=True))
 
 
-def refusal(values: Sequence[str | None], by: Sequence[PartitionColumn]) -> str:
+def refusal(values: Sequence[str | None], by: Sequence[Partition]) -> str:
     """Why these values cannot be a directory, as a sentence; "" if they can."""
     for partition, value in zip(by, values, strict=True):
         if value is None:
@@ -95,13 +84,13 @@ def refusal(values: Sequence[str | None], by: Sequence[PartitionColumn]) -> str:
     return ""
 
 
-def check_partitions(by: Sequence[PartitionColumn], schema: pa.Schema) -> None:
+def check_partitions(by: Sequence[Partition], schema: pa.Schema) -> None:
     """Raises SpecError where a partition column is missing, has a type that is no directory name, or a name readers would not find."""
     for partition in by:
         if partition.column not in schema.names:
             raise SpecError(f"partition_by: unknown column '{partition.column}';", hint=nearest(partition.column, schema.names))
         kind = schema.field(partition.column).type
-        word = _transform(partition)
+        word = partition.transform
         if word and not (pa.types.is_timestamp(kind) or (pa.types.is_date(kind) and word != "hour")):
             raise SpecError(
                 f"partition_by: {word}({partition.column}) needs a timestamp{'' if word == 'hour' else ' or date'}; got {kind}."
@@ -113,20 +102,12 @@ def check_partitions(by: Sequence[PartitionColumn], schema: pa.Schema) -> None:
                 f"partition_by: {word}({partition.column}) makes a directory column '{partition.name}', and a column has that name.",
                 hint="Rename the column.",
             )
-        if partition.name[:1] in "._" or not partition.name.isprintable() or _UNSAFE_IN_NAMES & set(partition.name):
-            raise SpecError(
-                f"partition_by: the name {partition.name!r} cannot stand in a directory name.",
-                hint="Rename the column: no leading '.' or '_', none of / = % \\ : * ? \" < > | [ ] { }.",
-            )
+        check_name(partition)
 
 
-def _transform(partition: PartitionColumn) -> str:
-    return "" if partition.transform in (None, "", "identity") else str(partition.transform)
-
-
-def _codes(batch: pa.RecordBatch, partition: PartitionColumn) -> tuple[np.ndarray, list[str | None]]:
+def _codes(batch: pa.RecordBatch, partition: Partition) -> tuple[np.ndarray, list[str | None]]:
     """Per row a small integer, and the text each integer stands for."""
-    column, word = batch.column(partition.column), _transform(partition)
+    column, word = batch.column(partition.column), partition.transform
     if word:
         return _time_codes(column, word)
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()

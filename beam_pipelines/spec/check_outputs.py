@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.expressions import family
 from beam_pipelines.arrow.measures import parse_measure, result_type
-from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.partition import check_name, parse_partition
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.check_contract import check_zone
 from beam_pipelines.spec.check_places import check_places
@@ -136,6 +136,7 @@ def _check_partition(
     document = scope.document
     try:
         partition = parse_partition(text)
+        check_name(partition)
     except SpecError as error:
         return document.problem(path, str(error))
     if not scope.known(path, partition.column, also=own):

@@ -54,3 +54,14 @@ def test_a_sink_beside_a_source_is_fine(tmp_path: Path, files: str, rows: str) -
 def test_outputs_that_lie_in_each_other_are_refused(tmp_path: Path, rows: str) -> None:
     with pytest.raises(SpecError, match=r"overlaps with the folder of sinks\[0\]"):
         load_spec(spec(tmp_path, "data/*.jsonl", rows))
+
+
+def test_a_partition_whose_name_no_directory_can_have_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        SPEC.format(files="data/*.jsonl", rows='parquet: {path: out/rows, partition_by: ["a/b"]}').replace(
+            "{id:", '{"a/b": {type: string}, id:'
+        )
+    )
+    with pytest.raises(SpecError, match=r"the name 'a/b' cannot stand in a directory name"):
+        load_spec(path)
