@@ -13,6 +13,8 @@ from beam_pipelines.errors import SpecError, nearest
 if TYPE_CHECKING:
     import pyarrow as pa
 
+COLUMN_RULES = ("required", "min", "max", "in", "regex", "min_length", "max_length")
+"""Rules of a column; a failure of one is called `column.rule`."""
 Scalar = bool | int | float | str
 Fault = tuple[tuple[str | int, ...], str]
 _TEXTS = ("string", "json", "uuid")

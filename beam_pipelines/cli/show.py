@@ -10,10 +10,11 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipelines.arrow.contract import COLUMN_RULES
 from beam_pipelines.cli.tables import clean, grid, json_text, table_lines, values, width_of
 from beam_pipelines.sinks.results import RunResults
 
-_COLORS = {"pass": "green", "success": "green", "warn": "yellow", "fail": "red", "failed": "red"}
+_COLORS = {"dead": "yellow", "pass": "green", "success": "green", "warn": "yellow", "fail": "red", "failed": "red"}
 
 
 def show_table(table: pa.Table, *, style: str, limit: int, out: TextIO) -> None:
@@ -144,10 +145,11 @@ def _checks(run: RunResults) -> list[str]:
         detail = check.message or (
             f"{check.failing:,} of {check.rows:,} rows read fail it" if check.failing and check.rows else check.observed
         )
-        rows.append((_colored(check.status), check.name, detail))
+        word = "dead" if check.failing and check.severity == "dead_letter" else check.status  # its rows are gone, not only warned of
+        rows.append((_colored(word), check.name, detail))
     judged = {c.name for c in run.checks}
-    rules = [(n, c) for n, c in sorted(run.failing_rows.items()) if n not in judged and "." in n]  # a column's own rules: amount.min
-    rows += [(_colored("warn"), n, f"{c:,} rows fail it") for n, c in rules]
+    rules = [(n, c) for n, c in sorted(run.failing_rows.items()) if n not in judged and n.rpartition(".")[2] in COLUMN_RULES]
+    rows += [(_colored("dead"), n, f"{c:,} rows fail it") for n, c in rules]
     rows += [(_colored(t.status), t.name, f"{t.share:.2%} of the rows read; at most {t.most:.2%} allowed") for t in run.thresholds]
     size = max((len(name) for _, name, _ in rows), default=0)
     return [f"{word}  {name.ljust(size)}  {detail}".rstrip() for word, name, detail in rows]

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
+from beam_pipelines.arrow.contract import COLUMN_RULES
 from beam_pipelines.spec.tests import Expectation, ExpectedDeadLetter
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ def assert_rows(actual: Sequence[Row], expected: Sequence[Row], *, columns: Iter
     found = row_differences(actual, wanted)
     if found:
         raise AssertionError("\n".join(found))
-
-
-_RULES = ("required", "min", "max", "in", "regex", "min_length", "max_length")
 
 
 def row_differences(actual: Sequence[Row], expected: Sequence[Row]) -> list[str]:
@@ -85,7 +83,7 @@ def _fits(name: str, have: Any, want: Any) -> bool:
 def _answers(failure: str, name: str) -> bool:
     """Whether `name` means this failure: a check by its name; a column's own rule by its column, or by its whole name (`amount.min`)."""
     column, _, rule = failure.rpartition(".")
-    return name == failure or (rule in _RULES and name == column)
+    return name == failure or (rule in COLUMN_RULES and name == column)
 
 
 def _differences(actual: Sequence[Row], expected: Sequence[Row], *, fits: Callable[[Row, Row], bool]) -> list[str]:
