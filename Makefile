@@ -45,6 +45,10 @@ format: env ## let ruff repair what it can
 types: env ## mypy, strict
 	$(BIN)/mypy
 
+.PHONY: prism
+prism: env ## the engine for streams on this machine, built once into the cache (Go, some minutes) or fetched
+	@$(BIN)/python -c "from beam_pipelines.runners.prism_binary import find_prism; print(find_prism())"
+
 .PHONY: test
 test: env ## the everyday tests, under five minutes
 	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
@@ -52,6 +56,12 @@ test: env ## the everyday tests, under five minutes
 .PHONY: test-slow
 test-slow: env ## whole jobs, the demo's figures, the docs' commands and code
 	$(BIN)/pytest -q -n auto --dist loadfile -m slow
+
+KILLS ?= 50
+
+.PHONY: test-kills
+test-kills: env ## kill -9 of a stream 50 times (KILLS=, SEED=): the nightly run
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -q -s -m slow tests/faults/test_kills.py
 
 .PHONY: test-all
 test-all: test test-slow ## every test
@@ -67,6 +77,10 @@ demo: env ## the real flights of 2013 from CSV files to checked Parquet, twice
 .PHONY: bench-batch
 bench-batch: env ## batch benchmarks against DuckDB and row-wise Beam; the last line is JSON
 	$(BIN)/python benchmarks/batch.py
+
+.PHONY: bench-stream
+bench-stream: env ## stream benchmark on Prism, latency, the emulator; the last line is JSON
+	$(BIN)/python benchmarks/stream.py
 
 .PHONY: bench-memory
 bench-memory: env ## memory at 1 and 8 million rows and at 10 GB of input; the last line is JSON

@@ -15,10 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "beam_pipelines"
 LAYERS = (
     {"errors"},
     {"arrow"},
+    {"places", "pubsub_service"},
     {"formats"},
     {"spec"},
-    {"coders", "metrics"},
+    {"coders", "metrics", "durable", "draining", "arrival_clock", "back_pressure"},
     {"sources", "transforms", "sinks"},
+    {"edges"},
     {"pipeline"},
     {"runners", "serving"},
     {"testing"},  # the verb `test` runs it
@@ -26,7 +28,7 @@ LAYERS = (
     {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-WITHOUT_BEAM = {"errors", "arrow", "formats", "spec", "serving"}
+WITHOUT_BEAM = {"errors", "pubsub_service", "arrow", "formats", "spec", "serving"}
 NO_SUCH_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "base", "misc"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

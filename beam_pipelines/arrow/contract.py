@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from beam_pipelines.arrow.durations import Micros
 from beam_pipelines.arrow.model import Model, refuse
 from beam_pipelines.arrow.types import INTEGERS, DataType, parse_type
 from beam_pipelines.errors import SpecError, nearest
@@ -88,6 +89,11 @@ class Contract(Model):
     columns: dict[str, Column] = Field(description="Column name to its rules, in order.", min_length=1)
     key: tuple[str, ...] = Field((), description="Columns that identify a thing; used by `deduplicate` and upserts.")
     event_time: str | None = Field(None, description="The timestamp column that says when the thing happened.")
+    allowed_skew: Micros = Field(
+        86_400_000_000,
+        ge=0,
+        description="How far event time may lie ahead of arrival, where that is known; further is a dead letter `FUTURE`.",
+    )
     unknown_columns: Literal["keep", "drop", "dead_letter", "fail"] = Field(
         "keep", description="Values the contract does not name: keep as JSON in `_unknown`, drop, dead-letter the row, or fail the run."
     )

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from beam_pipelines.arrow.functions import CLOCK_WORDS, LAMBDA_TAKERS, refused
-from beam_pipelines.arrow.sql_messages import binder_message, first_line, parser_message, shown
+from beam_pipelines.arrow.sql_messages import binder_message, first_line, lone_fault, parser_message, shown
 from beam_pipelines.errors import SpecError, nearest
 
 if TYPE_CHECKING:
@@ -166,7 +166,11 @@ class _Walk:
             return None
         if tree["error"]:
             offset = self.character(int(tree.get("position", 0)) - len(_SELECT))
-            self.fault(offset, parser_message(tree["error_message"]) + self.keyword_hint(offset))
+            lone = lone_fault(self.sql)
+            if lone is not None and ";" in lone[1]:
+                self.fault(*lone)
+            else:
+                self.fault(offset, parser_message(tree["error_message"], self.sql, offset) + self.keyword_hint(offset))
             return None
         return self.only(tree["statements"])
 
@@ -174,11 +178,15 @@ class _Walk:
         """What to do if the text fails to parse next to a column whose name is a keyword."""
         before, after = re.search(r"(\w+)\s*$", self.sql[:offset]), re.match(r"\w+", self.sql[offset:])
         for word in (m.group(0).strip() for m in (before, after) if m):
-            if word.lower() in self.folded:
+            if word.lower() in self.folded and _is_keyword(word):
                 return f'; a column named like a SQL keyword is written in double quotes: "{self.folded[word.lower()]}"'
         return ""
 
     def only(self, statements: list[Node]) -> Node | None:
+        lone = lone_fault(self.sql)
+        if lone is not None:
+            self.fault(*lone)
+            return None
         if len(statements) != 1:
             self.fault(0, "got more than one statement; expected one expression")
             return None
@@ -410,6 +418,11 @@ def family(sql_type: str) -> str:
 def _clash(a: str, b: str) -> bool:
     families = {family(a), family(b)}
     return len(families) > 1 and not families & {"null", "nested", "binary", "interval"}
+
+
+def _is_keyword(word: str) -> bool:
+    sql = "SELECT 1 FROM duckdb_keywords() WHERE keyword_name = ? AND keyword_category <> 'unreserved'"
+    return connection().execute(sql, [word.lower()]).fetchone() is not None
 
 
 def _clauses(node: Node) -> bool:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_pipelines.arrow.engine import literal, quote
-from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW, RESERVED_PREFIX, Failure, Rejected
+from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW, RESERVED_PREFIX, Reasons, Rejected
 
 DOOR, WARN, WHY = "_door", "_warn", "_why"
 EXPRESSION = "EXPRESSION"
@@ -64,8 +67,9 @@ class Layer:
 
     `let` names intermediate values (`name$`) that several of `define` use; they are computed once and go no further.
     `columns` names what goes on, in order (None: inputs, then new columns); provenance and `_raw` go on unnamed, and a name that
-    starts with `_` may be absent. `drop` names what does not go on. Rows for which `keep` is not TRUE are filtered. Rows for which `suspect` is TRUE are taken out of the SELECT; `resolve` decides each of them exactly, giving the columns this
-    layer would have given.
+    starts with `_` may be absent. `drop` names what does not go on. Rows for which `keep` is not TRUE are filtered. Rows for which
+    `suspect` is TRUE are taken out of the SELECT; `resolve` decides each of them exactly, giving the columns this layer would have given.
+    A batch that has a column `unless` has what this layer defines already, for all rows: the layer only picks its `columns`.
     """
 
     stage: str
@@ -78,6 +82,11 @@ class Layer:
     drop: tuple[str, ...] = ()
     suspect: str | None = None
     resolve: Callable[[pa.RecordBatch], KernelResult] | None = None
+    unless: str | None = None
+
+    def over(self, inputs: tuple[str, ...]) -> Layer:
+        """What is left of the layer for a batch with these columns."""
+        return self if self.unless is None or self.unless not in inputs else Layer(self.stage, columns=self.columns, drop=self.drop)
 
 
 @lru_cache(maxsize=1024)
@@ -90,7 +99,7 @@ class Query:
     """The SQL of adjacent layers over the given input columns."""
 
     def __init__(self, layers: Sequence[Layer], inputs: tuple[str, ...]) -> None:
-        self.layers = tuple(layers)
+        self.layers = tuple(layer.over(inputs) for layer in layers)
         self.inputs = inputs
         self.columns = inputs
         for layer in self.layers:
@@ -125,17 +134,36 @@ class Query:
             columns = after
         return relation
 
-    def verdict(self, door: int, reasons: list[dict[str, object]] | None) -> Rejected:
-        layer = self.layers[door - 1]
-        rules = self.rules[door - 1]
-        failures: list[Failure] = []
-        reason = EXPRESSION
-        for i, hit in enumerate(reasons or []):
-            rule = rules[int(str(hit["i"]))]
-            reason = rule.reason if i == 0 else reason
-            message = hit["m"] if hit["m"] is not None else f"{rule.name}: no reason can be given"
-            failures.append(Failure(rule.name, rule.column, str(message)))
-        return Rejected(layer.stage, reason, tuple(failures))
+    def reasons(self, doors: npt.NDArray[np.integer], why: pa.ListArray) -> Reasons:
+        """Why rows left by `doors` (all of them rejected), from what the `why` query says of each."""
+        rules = self._table
+        lengths = pc.fill_null(pc.list_value_length(why), 0).to_numpy(zero_copy_only=False)
+        ends = np.zeros(len(why) + 1, np.int32)
+        np.cumsum(lengths, out=ends[1:])
+        hits = why.flatten()
+        rule = rules.first[np.repeat(doors, lengths) - 1] + hits.field("i").to_numpy()
+        chosen = rules.texts.take(pa.array(rule))
+        none = pc.binary_join_element_wise(chosen["name"], pa.scalar("no reason can be given"), pa.scalar(": "))
+        led = np.where(lengths > 0, np.append(rule, 0)[ends[:-1]], rules.texts.num_rows - 1)
+        reason = rules.texts["reason"].take(pa.array(led))
+        messages = pc.coalesce(hits.field("m"), none)
+        return Reasons.built(rules.stages.take(pa.array(doors - 1)), reason, chosen["name"], chosen["column"], messages, pa.array(ends))
+
+    @cached_property
+    def _table(self) -> _Rules:
+        rules = [(r.reason, r.name, r.column) for rules in self.rules for r in rules] + [(EXPRESSION, "", "")]
+        texts = [pa.array(column, pa.string()) for column in zip(*rules, strict=True)]
+        first = np.cumsum([0, *map(len, self.rules)])[:-1]
+        stages = pa.array([layer.stage for layer in self.layers], pa.string())
+        return _Rules(pa.RecordBatch.from_arrays(texts, names=["reason", "name", "column"]), first, stages)
+
+
+class _Rules(NamedTuple):
+    """The rules of all layers as columns, the last one for rows of which nothing is known; each layer's `first` rule, and its stage."""
+
+    texts: pa.RecordBatch
+    first: npt.NDArray[np.int64]
+    stages: pa.Array
 
 
 def _rules(layer: Layer) -> list[Reject]:

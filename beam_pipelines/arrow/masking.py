@@ -21,17 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.quiet import quiet
 from beam_pipelines.arrow.schema import FAILURE
 from beam_pipelines.errors import SpecError
 
 REDACTED = "***"
-HIDDEN = "(hidden: the contract has sensitive columns)"
 KEY_BYTES = 32
 SEALED = "+sealed"
 """Ending of `raw_format` where `raw` is encrypted."""
 _VERSION = b"\x01"
 _NONCE_BYTES, _TAG_BYTES = 12, 16
-_WITHOUT_VALUES = frozenset({"REQUIRED", "LATE", "FUTURE", "TOO_LARGE", "SINK"})  # reasons whose messages never quote the row
 
 
 def mask_batch(batch: pa.RecordBatch, contract: Contract, *, key: bytes | None = None) -> pa.RecordBatch:
@@ -112,7 +111,7 @@ def _bytes(value: Any) -> bytes:
 
 def mask_letters(letters: pa.RecordBatch, contract: Contract, *, raw_key: bytes | None = None) -> pa.RecordBatch:
     """Dead letters fit to be stored: where the contract has sensitive columns, raw bytes are sealed under `raw_key` or left out,
-    and messages that may quote a sensitive value are hidden."""
+    and messages that may quote a sensitive value say the kind of error and the place only (`quiet`)."""
     if not contract.sensitive:
         return letters
     raw = letters.column("raw")
@@ -125,13 +124,13 @@ def mask_letters(letters: pa.RecordBatch, contract: Contract, *, raw_key: bytes 
 
 
 def _quiet(letters: pa.RecordBatch, contract: Contract) -> tuple[pa.Array, pa.Array]:
-    plain = frozenset(contract.columns) - frozenset(contract.sensitive)
     failures, messages = [], []
     for letter in letters.select(["reason", "message", "failures"]).to_pylist():  # rejected rows only
-        silent = letter["reason"] in _WITHOUT_VALUES
-        kept = [f if silent or f["column"] in plain else {**f, "message": HIDDEN} for f in letter["failures"] or ()]
+        reason, found = letter["reason"], letter["failures"] or ()
+        kept = [{**f, "message": quiet(f["message"], reason=reason, column=f["column"], contract=contract)} for f in found]
         failures.append(kept)
-        messages.append("; ".join(f["message"] for f in kept) if kept else letter["message"] if silent else HIDDEN)
+        whole = letter["message"] or ""
+        messages.append("; ".join(f["message"] for f in kept) if kept else quiet(whole, reason=reason, column="", contract=contract))
     return pa.array(failures, pa.list_(FAILURE)), pa.array(messages, pa.string())
 
 
@@ -159,7 +158,7 @@ def seal(raw: pa.Array, key: bytes) -> pa.Array:
     """`raw` (binary) encrypted value by value: version byte, 12-byte nonce, AES-256-GCM ciphertext with tag. NULL stays NULL."""
     encrypt = _cipher(key).encrypt
     sealed = []
-    for value in raw.to_pylist():  # dead letters only; each value needs its own nonce
+    for value in raw.to_pylist():  # each value needs its own nonce
         nonce = os.urandom(_NONCE_BYTES)
         sealed.append(None if value is None else _VERSION + nonce + encrypt(nonce, value, _VERSION))
     return pa.array(sealed, pa.binary())
@@ -168,7 +167,7 @@ def seal(raw: pa.Array, key: bytes) -> pa.Array:
 def open_sealed(sealed: pa.Array, key: bytes) -> pa.Array:
     """The bytes that `seal` was given. Raises SpecError where the key is another one or the bytes were changed."""
     decrypt = _cipher(key).decrypt
-    return pa.array([None if v is None else _open(v, decrypt) for v in sealed.to_pylist()], pa.binary())  # dead letters only
+    return pa.array([None if v is None else _open(v, decrypt) for v in sealed.to_pylist()], pa.binary())  # no kernel decrypts
 
 
 def _open(value: bytes, decrypt: Any) -> bytes:

@@ -25,7 +25,7 @@ from beam_pipelines.arrow import sessions
 from beam_pipelines.arrow.accumulators import EVENT_MICROS, Accumulator, Part, accumulator
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.engine import Engine, local_engine, naive_utc, quote
-from beam_pipelines.arrow.measures import argument_type, parse_measure
+from beam_pipelines.arrow.measures import HUGE, argument_type, parse_measure
 from beam_pipelines.arrow.program import EXPRESSION, Define, Layer, Program, row_json
 from beam_pipelines.arrow.schema import DEAD_LETTERS, UTC_MICROS, Failure, Rejected, dead_letters, provenance
 from beam_pipelines.arrow.windowing import (
@@ -167,11 +167,11 @@ def partials(batch: pa.RecordBatch, plan: Plan, *, apply_lateness: bool = False,
         timed = split_untimed(batch, event_micros(batch, plan.types.time, zone, name=name), name=name)
         rows, dead = timed.rows, [timed.dead]
         if apply_lateness:
-            end = _extent(timed.micros, plan)[1]
+            end = extent(timed.micros, plan)[1]
             kept, late = split_late(rows, timed.micros, end, plan.windowing, name=name)
             rows, dead = rows.filter(pa.array(kept)) if late.num_rows else rows, [timed.dead, late]
     made, rows, failed = _create(rows, plan, engine)
-    return Partials(made, _letters([*dead, failed]), rows)
+    return Partials(made, joined_letters([*dead, failed]), rows)
 
 
 def _columns(rows: pa.RecordBatch, plan: Plan) -> list[pa.Array]:
@@ -182,16 +182,16 @@ def _columns(rows: pa.RecordBatch, plan: Plan) -> list[pa.Array]:
     micros = event_micros(rows, plan.types.time, plan.types.time_zone, name=plan.types.name)
     if plan.windowing is None:
         return [nothing, nothing, micros]
-    start, end = _extent(micros.to_numpy(), plan)
+    start, end = extent(micros.to_numpy(), plan)
     return [pa.array(start, pa.int64()), pa.array(end, pa.int64()), micros]
 
 
-def _letters(dead: Sequence[pa.RecordBatch | None]) -> pa.RecordBatch:
+def joined_letters(dead: Sequence[pa.RecordBatch | None]) -> pa.RecordBatch:
     some = [d for d in dead if d is not None and d.num_rows]
     return pa.concat_batches(some) if some else pa.RecordBatch.from_pylist([], schema=DEAD_LETTERS)
 
 
-def _extent(times: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def extent(times: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """(`w`, `e`) of each row: its window, its slice of sliding windows, or itself as a run."""
     assert plan.windowing is not None
     if plan.kind == "sessions":
@@ -200,19 +200,25 @@ def _extent(times: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     return window_bounds(times, spec, plan.types.time_zone)
 
 
-def _create(rows: pa.RecordBatch, plan: Plan, engine: Engine) -> tuple[pa.RecordBatch, pa.RecordBatch, pa.RecordBatch | None]:
+_Sql = Callable[[Plan, Sequence[str]], str]
+
+
+def _create(
+    rows: pa.RecordBatch, plan: Plan, engine: Engine, sql: _Sql | None = None
+) -> tuple[pa.RecordBatch, pa.RecordBatch, pa.RecordBatch | None]:
+    sql = sql or _create_sql
     slot, failed = _slot(rows, plan, " ".join(plan.inputs)), None
     try:
-        out = engine.select(_create_sql(plan, plan.inputs), slot.schema)(slot)
+        out = engine.select(sql(plan, plan.inputs), slot.schema)(slot)
     except (duckdb.Error, UnicodeDecodeError):  # an expression fails on some row: find that row, and take the others
         names = [f"{plan.types.name}.{m}" for m in _first_measures(plan)]
         layer = Layer(STAGE, define=tuple(Define(n, i, True) for n, i in zip(names, plan.inputs, strict=True)))
         split = Program((layer,), event_time=plan.types.time or "", keep_raw=True)(rows, engine)
         inputs = [quote(n) for n in names]
         slot = _slot(split.rows, plan, " ".join(inputs))
-        out = engine.select(_create_sql(plan, inputs), slot.schema)(slot)
+        out = engine.select(sql(plan, inputs), slot.schema)(slot)
         rows, failed = split.rows.select(rows.schema.names), split.dead
-    return _labelled(out, plan), rows, failed
+    return labelled(out, plan), rows, failed
 
 
 def _first_measures(plan: Plan) -> list[str]:
@@ -232,10 +238,13 @@ def _slot(rows: pa.RecordBatch, plan: Plan, text: str) -> pa.RecordBatch:
 
 
 def _create_sql(plan: Plan, inputs: Sequence[str]) -> str:
+    return _grouped_sql(plan, _inputs_sql(plan, inputs), [p.create for p in plan.parts])
+
+
+def _inputs_sql(plan: Plan, inputs: Sequence[str], source: str = "$slot") -> str:
     keys = [f"{quote(c)} AS {g}" for c, g in zip(plan.spec.group_by, plan.groups, strict=True)]
     values = [f"{sql} AS x{i}" for i, sql in enumerate(inputs)]
-    relation = f"SELECT {', '.join([*keys, f'{WINDOW_START} AS w', f'{WINDOW_END} AS e', EVENT_MICROS, *values])} FROM $slot"
-    return _grouped_sql(plan, relation, [p.create for p in plan.parts])
+    return f"SELECT {', '.join([*keys, f'{WINDOW_START} AS w', f'{WINDOW_END} AS e', EVENT_MICROS, *values])} FROM {source}"
 
 
 def _grouped_sql(plan: Plan, relation: str, parts: Sequence[str], *, numbers: bool = False) -> str:
@@ -252,7 +261,58 @@ def _group(plan: Plan, relation: str, keys: str, columns: Sequence[str]) -> str:
     return f"SELECT {', '.join([*plan.groups, *columns])} FROM ({relation}) GROUP BY {', '.join([*plan.groups, keys])}"
 
 
-def _labelled(batch: pa.RecordBatch, plan: Plan) -> pa.RecordBatch:
+# ── rows to inputs, inputs to partials: where rows may be taken back, what was evaluated is kept, row by row ────────────────────────────────
+
+
+def input_types(schema: pa.Schema, plan: Plan) -> tuple[str, ...]:
+    """DuckDB's type of each of the plan's inputs over rows of `schema`: Arrow alone does not bring every type back."""
+    slot = _slot(pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in schema], names=schema.names), plan, " ".join(plan.inputs))
+    types = ", ".join(f"typeof(x{i}) AS t{i}" for i in range(len(plan.inputs)))
+    sql = f"SELECT {types} FROM ({_inputs_sql(plan, plan.inputs, '(SELECT 1) LEFT JOIN (SELECT * FROM $slot) ON true')})"
+    return tuple(local_engine().select(sql, slot.schema)(slot).to_pylist()[0].values())
+
+
+def inputs(batch: pa.RecordBatch, plan: Plan, types: Sequence[str], *, engine: Engine | None = None) -> Partials:
+    """Each row of the batch as what its measures need: group, window, event time, and the value of each input (`x0`…).
+
+    All rows must have an event time. The first field holds inputs, in the order of `rows`; `fold` makes partials of them.
+    """
+    casts = [f"x{i}::VARCHAR AS x{i}" for i, t in enumerate(types) if t in HUGE]  # Arrow has no integers of 128 bits
+
+    def sql(plan: Plan, inputs: Sequence[str]) -> str:
+        relation = _inputs_sql(plan, inputs)
+        return f"SELECT * REPLACE ({', '.join(casts)}) FROM ({relation})" if casts else relation
+
+    made, rows, failed = _create(batch, plan, engine or local_engine(), sql)
+    return Partials(made, joined_letters([failed]), rows)
+
+
+def fold(inputs: pa.RecordBatch, plan: Plan, types: Sequence[str], *, engine: Engine | None = None) -> pa.RecordBatch:
+    """The partials of inputs: `fold(inputs(rows))` is `partials(rows)`."""
+    values = [f"x{i}::{t} AS x{i}" for i, t in enumerate(types)]
+    relation = f"SELECT {', '.join([*plan.groups, 'w', 'e', EVENT_MICROS, *values])} FROM $slot"
+    slot = inputs.replace_schema_metadata(None)
+    sql = _grouped_sql(plan, relation, [p.create for p in plan.parts])
+    return labelled(_select(sql, slot, engine), plan)
+
+
+def _select(sql: str, slot: pa.RecordBatch, engine: Engine | None) -> pa.RecordBatch:
+    return (engine or local_engine()).select(sql, slot.schema)(slot)
+
+
+def relabelled(partials: pa.RecordBatch, plan: Plan) -> pa.RecordBatch:
+    """Partials whose columns are those of `plan`, said to be made by it."""
+    return labelled(partials.select([*plan.groups, "w", "e", *(f"p{i}" for i in range(len(plan.parts)))]), plan)
+
+
+def with_groups(plan: Plan, spec: AggregateSpec) -> Plan:
+    """The plan of `spec`, which has the measures of `plan`, and first of all its group columns; the others are no instants."""
+    shared = plan.types.utc_groups[: len(spec.group_by)]
+    utc = shared + (False,) * (len(spec.group_by) - len(shared))
+    return Plan(spec, msgspec.structs.replace(plan.types, utc_groups=utc))
+
+
+def labelled(batch: pa.RecordBatch, plan: Plan) -> pa.RecordBatch:
     return batch.replace_schema_metadata({_META: msgspec.json.encode(plan.types)})
 
 
@@ -278,7 +338,7 @@ def _merge(partials: pa.RecordBatch, plan: Plan, engine: Engine, grouped: Callab
     out = engine.select(grouped(plan, "SELECT * FROM $slot", merges, numbers=bool(slow)), slot.schema)(slot)
     if slow:
         out = _merge_in_python(out, partials, plan, slow)
-    return _labelled(out, plan)
+    return labelled(out, plan)
 
 
 def _merge_in_python(out: pa.RecordBatch, partials: pa.RecordBatch, plan: Plan, slow: Sequence[int]) -> pa.RecordBatch:
@@ -328,7 +388,7 @@ def present(partials: pa.RecordBatch, spec: AggregateSpec, *, engine: Engine | N
     """Pane rows of all partials of their groups; they need not be merged before."""
     engine, plan = engine or local_engine(), plan_of(partials.schema, spec)
     if plan.kind == "sliding":
-        partials = _labelled(_in_sliding_windows(partials, plan), plan)
+        partials = labelled(_in_sliding_windows(partials, plan), plan)
     merged = _merge(partials, plan, engine)
     if plan.kind == "sessions":
         merged = _merge(merged, plan, engine, _session_windows_sql)
@@ -394,7 +454,7 @@ def _pane_rows(shown: pa.RecordBatch, plan: Plan) -> Panes:
         EPOCH: pa.repeat(pa.scalar(0, pa.int64()), n),
     }
     panes = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    return Panes(panes, _letters([_overflowed(panes, plan, m, rows) for m, rows in overflows]))
+    return Panes(panes, joined_letters([_overflowed(panes, plan, m, rows) for m, rows in overflows]))
 
 
 def _overflowed(panes: pa.RecordBatch, plan: Plan, measure: str, rows: np.ndarray) -> pa.RecordBatch:
@@ -431,4 +491,4 @@ def aggregate_batch(
     """
     made = partials(batch, plan(spec, batch.schema, name=name, time=time, time_zone=time_zone), apply_lateness=apply_lateness)
     shown = present(made.partials, spec)
-    return Panes(shown.panes, _letters([made.dead, shown.dead]))
+    return Panes(shown.panes, joined_letters([made.dead, shown.dead]))

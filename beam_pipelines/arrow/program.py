@@ -26,8 +26,8 @@ import pyarrow as pa
 from beam_pipelines.arrow.engine import Engine, local_engine, naive_utc
 from beam_pipelines.arrow.layers import DOOR, EXPRESSION, SUSPECT, WARN, WARN_BITS, WHY, Define, KernelResult, Layer, Query, Reject, Warn
 from beam_pipelines.arrow.layers import query as query_of
-from beam_pipelines.arrow.layouts import plain
-from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW, UTC_MICROS, Rejected, dead_letters
+from beam_pipelines.arrow.layouts import plain, rows_of
+from beam_pipelines.arrow.schema import CHANGE, PROVENANCE_NAMES, RAW, UTC_MICROS, Reasons, Rejected, dead_letters
 
 __all__ = ["EXPRESSION", "Define", "Kernel", "KernelResult", "Layer", "Program", "Reject", "Split", "Step", "Warn", "judge", "row_json"]
 
@@ -97,12 +97,18 @@ def judge(
     """Layers over `batch` as a kernel's answer: all rows, aligned, and the verdicts by row. For layers known only at run time."""
     run = _Run(Program(layers, civil=civil), engine or local_engine(), batch)
     run.layers(layers)
-    return run.batch, run.verdicts
+    verdicts = dict(run.verdicts)
+    for rows, reasons in run.told:
+        verdicts |= dict(zip(rows.tolist(), reasons.verdicts(), strict=True))
+    return run.batch, verdicts
 
 
 @dataclass
 class _Run:
-    """One batch on its way through a program: `alive` marks the rows still in it, `verdicts` the rejected ones."""
+    """One batch on its way through a program: `alive` marks the rows still in it.
+
+    Of the rejected ones, `verdicts` holds what kernels say, by row of `origin`, and `told` what layers say, in columns.
+    """
 
     program: Program
     engine: Engine
@@ -111,7 +117,8 @@ class _Run:
     index: np.ndarray | None = None  # row of `batch` -> row of `origin`; None is the identity
     alive: np.ndarray = field(init=False)
     verdicts: dict[int, Rejected] = field(default_factory=dict)
-    event_times: dict[int, object] = field(default_factory=dict)
+    told: list[tuple[np.ndarray, Reasons]] = field(default_factory=list)
+    event_times: list[tuple[np.ndarray, pa.Array]] = field(default_factory=list)
     filtered: int = 0
     warned: dict[str, int] = field(default_factory=dict)
     resolved: list[Split] = field(default_factory=list)
@@ -127,10 +134,9 @@ class _Run:
         if out.num_rows != self.batch.num_rows:
             raise ValueError(f"{kernel.stage}: got {out.num_rows} rows for {self.batch.num_rows}; a kernel keeps its rows aligned")
         self.batch = out
-        fresh = [row for row in verdicts if self.alive[row]]
-        for row in fresh:
-            self.alive[row] = False
-            self.verdicts[self.original(row)] = verdicts[row]
+        fresh = np.array([row for row in verdicts if self.alive[row]], np.int64)
+        self.alive[fresh] = False
+        self.verdicts |= {origin: verdicts[row] for origin, row in zip(self.original(fresh).tolist(), fresh.tolist(), strict=True)}
         self.remember_event_times(fresh, out)
 
     def layers(self, layers: tuple[Layer, ...]) -> None:
@@ -162,11 +168,10 @@ class _Run:
         rejected = np.flatnonzero((doors > 0) & (doors != SUSPECT))
         self.alive &= doors == 0
         if len(rejected):
-            taken = inside.take(pa.array(rejected))
-            why = self.engine.select(query.sql(safe=True, why=True), taken.schema, optimize=False)(taken).column(WHY).to_pylist()
-            for row, reasons in zip(rejected.tolist(), why, strict=True):
-                self.verdicts[self.original(row)] = query.verdict(int(doors[row]), reasons)
-            self.remember_event_times(rejected.tolist(), out)
+            taken = rows_of(inside, rejected)
+            why = self.engine.select(query.sql(safe=True, why=True), taken.schema, optimize=False)(taken).column(WHY)
+            self.told.append((self.original(rejected), query.reasons(doors[rejected], why)))
+            self.remember_event_times(rejected, out)
         if len(suspects):
             self.resolve(layers, suspects)
 
@@ -181,8 +186,8 @@ class _Run:
         decoded, verdicts = layer.resolve(sub)
         good = np.ones(sub.num_rows, bool)
         good[list(verdicts)] = False
-        for row, verdict in verdicts.items():
-            self.verdicts[self.original(int(suspects[row]))] = verdict
+        origin = self.original(suspects)
+        self.verdicts |= {int(origin[row]): verdict for row, verdict in verdicts.items()}
         tail = replace(self.program, steps=self.program.steps[position + 1 :])
         self.resolved.append(tail(decoded.filter(pa.array(good)), self.engine))
 
@@ -195,14 +200,13 @@ class _Run:
                 hits = int(((bits >> i) & 1).sum()) if len(bits) else 0
                 self.warned[name] = self.warned.get(name, 0) + hits
 
-    def remember_event_times(self, rows: Sequence[int], out: pa.RecordBatch) -> None:
+    def remember_event_times(self, rows: np.ndarray, out: pa.RecordBatch) -> None:
         name = self.program.event_time
         if len(rows) and name in out.schema.names and pa.types.is_timestamp(out.schema.field(name).type):
-            values = out.column(name).take(pa.array(rows)).cast(pa.int64()).to_pylist()
-            self.event_times.update((self.original(r), v) for r, v in zip(rows, values, strict=True) if v is not None)
+            self.event_times.append((self.original(rows), out.column(name).take(pa.array(rows)).cast(pa.int64())))
 
-    def original(self, row: int) -> int:
-        return row if self.index is None else int(self.index[row])
+    def original(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.index is None else self.index[rows]
 
     def compact(self) -> None:
         if not self.alive.all():
@@ -229,18 +233,30 @@ class _Run:
         return Split(rows, dead, filtered, warned)
 
     def dead(self) -> pa.RecordBatch:
-        order = sorted(self.verdicts)
+        parts = [(np.array(list(self.verdicts), np.int64), Reasons.of(list(self.verdicts.values()))), *self.told]
+        found = np.concatenate([rows for rows, _ in parts])
+        order = np.argsort(found)
         kept = [n for n in self.origin.schema.names if n in PROVENANCE_NAMES or n == RAW]
         if RAW in kept:
             rows = self.origin.select(kept)
         else:  # the row itself is the record; view types cannot be taken from
             rows = pa.RecordBatch.from_arrays([plain(c) for c in self.origin.columns], names=self.origin.schema.names)
-        rows = rows.take(pa.array(order, pa.int64())) if order else rows.slice(0, 0)
-        times = pa.array([self.event_times.get(r) for r in order], pa.int64()).cast(pa.timestamp("us", "UTC"))
+        rows = rows.take(pa.array(found[order])) if len(order) else rows.slice(0, 0)
+        times = self.times_of(found[order])
         raw_format = self.program.raw_format
         if RAW not in rows.schema.names:
             rows, raw_format = rows.append_column(RAW, row_json(rows)), "row"
-        return dead_letters(rows, [self.verdicts[r] for r in order], event_time=times, raw_format=raw_format)
+        reasons = Reasons.joined([reasons for _, reasons in parts], pa.array(order))
+        return dead_letters(rows, reasons, event_time=times, raw_format=raw_format)
+
+    def times_of(self, rows: np.ndarray) -> pa.Array:
+        """The event times that are known of rows of `origin`."""
+        place = np.full(self.origin.num_rows + 1, -1)
+        known = [pa.array([], pa.int64()), *(times for _, times in self.event_times)]
+        if self.event_times:
+            place[np.concatenate([rows for rows, _ in self.event_times])] = np.arange(sum(map(len, known)))
+        at = place[rows]
+        return pa.concat_arrays(known).take(pa.array(at, mask=at < 0)).cast(UTC_MICROS)
 
 
 @lru_cache(maxsize=1024)
@@ -299,7 +315,7 @@ def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def row_json(rows: pa.RecordBatch) -> pa.Array:
     """Each row's own columns as JSON bytes: the raw form of a record that came from a columnar file."""
-    names = [n for n in rows.schema.names if n not in PROVENANCE_NAMES]
+    names = [n for n in rows.schema.names if n not in PROVENANCE_NAMES and n != CHANGE]
     encode = msgspec.json.Encoder(enc_hook=str).encode
     columns = [_python_values(rows.column(n)) for n in names]
     records = (

@@ -269,6 +269,23 @@ def own_window_end(micros: np.ndarray, end: np.ndarray, spec: WindowSpec) -> np.
     return end
 
 
+def late_rank(arrival: pa.Array | None, micros: np.ndarray, end: np.ndarray, spec: WindowSpec) -> np.ndarray:
+    """For which of its windows each row is on time: 0 for all, k for all but the first k, in the order of their ends (int64).
+
+        sliding, size 2h, period 1h     ├────w0────┤            arrival ≤ end of w0 + watermark_delay: 0
+                                             ├────w1────┤       later, but ≤ end of w1 + watermark_delay: 1
+
+    A row has one window (0 or 1), or as many as slide over it; the window of a session is the one the row would be alone.
+    """
+    if arrival is None or arrival.null_count == len(arrival):
+        return np.zeros(len(micros), np.int64)
+    unknown = arrival.is_null().to_numpy(zero_copy_only=False)
+    behind = arrival.cast(pa.int64()).fill_null(0).to_numpy() - own_window_end(micros, end, spec) - spec.watermark_delay
+    step = _known(spec.period) if spec.type == "sliding" else 0
+    rank = -np.floor_divide(-behind, step) if step else np.ones(len(micros), np.int64)
+    return np.where(unknown | (behind <= 0), 0, rank)
+
+
 def split_late(
     rows: pa.RecordBatch, micros: np.ndarray, end: np.ndarray, spec: WindowSpec, *, name: str
 ) -> tuple[np.ndarray, pa.RecordBatch]:

@@ -36,10 +36,15 @@ def inspect(
     found = loaded(spec, set_, parameters_file)
     from beam_pipelines.serving.dead_letters import inspect_letters
     from beam_pipelines.serving.tables import open_tables
+    from beam_pipelines.sinks.labels import places_of
     from beam_pipelines.sinks.manifest import snapshots
+    from beam_pipelines.sinks.outputs import read_outputs
 
-    inspection = inspect_letters(open_tables(found.state), where=where, reason=reason, samples=samples)
-    place = next((s.path for s in snapshots(found.state).values() if s.of == "dead_letters"), "")
+    places = places_of(found.spec)
+    inspection = inspect_letters(open_tables(found.state, places), where=where, reason=reason, samples=samples)
+    stream = read_outputs(found.state)
+    stored = [o.folder for o in (stream.outputs if stream else ()) if o.of == "dead_letters"]
+    place = next((s.path for s in snapshots(found.state, places).values() if s.of == "dead_letters"), (stored or [""])[0])
     if as_json:
         import msgspec
 

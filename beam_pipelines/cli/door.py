@@ -13,8 +13,8 @@ from beam_pipelines.cli.main import main as verbs
 from beam_pipelines.cli.main import run_command
 from beam_pipelines.errors import SpecError
 
-OURS = ("mode", "runner", "run_id", "results", "log_level", "log_format", "parameters")
-SWITCHES = ("json", "apply_lateness")
+OURS = ("mode", "runner", "run_id", "results", "log_level", "log_format", "parameters", "until_idle", "max_duration")
+SWITCHES = ("json", "apply_lateness", "keep_logs")
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -11,6 +11,7 @@ from beam_pipelines.cli.options import log_options
 from beam_pipelines.errors import RunError, SpecError
 
 if TYPE_CHECKING:
+    from beam_pipelines.cli.choose import Choice
     from beam_pipelines.cli.propose import Proposal
 
 SPEC, TESTS = "pipeline.yaml", "pipeline_tests.yaml"
@@ -27,6 +28,7 @@ SPEC, TESTS = "pipeline.yaml", "pipeline_tests.yaml"
 @log_options
 def init(source: str, out: str | None, name: str | None, rows: int, force: bool) -> int:
     """Look at a file and propose a contract and a spec for it, which validate. Runs nothing."""
+    from beam_pipelines.cli.choose import choose
     from beam_pipelines.cli.look import look_at
     from beam_pipelines.cli.proposal import pipeline_name, spec_yaml, tests_yaml
     from beam_pipelines.cli.propose import propose
@@ -34,10 +36,10 @@ def init(source: str, out: str | None, name: str | None, rows: int, force: bool)
     folder = out or "."
     targets = [os.path.join(folder, SPEC), os.path.join(folder, TESTS)]
     _refuse_existing(targets if out and not force else [])
-    proposal = propose(look_at(source, rows=rows))
-    text = spec_yaml(
-        proposal, name=name or pipeline_name(proposal.look.path if set(source) & set("*?[") else source), files=_seen_from(source, folder)
-    )
+    chosen = choose(source)
+    proposal = propose(look_at(chosen.path, rows=rows))
+    named = name or pipeline_name(source if os.path.exists(source) else chosen.path)
+    text = spec_yaml(proposal, name=named, files=[_seen_from(pattern, folder) for pattern in chosen.patterns])
     _check(text, targets[0])
     if out is None:
         click.echo(text, nl=False)
@@ -45,7 +47,7 @@ def init(source: str, out: str | None, name: str | None, rows: int, force: bool)
         written = _write(folder, {targets[0]: text, targets[1]: tests_yaml(proposal, spec=targets[0])})
         for path in written:
             click.echo(f"wrote {path}")
-    _explain(proposal, targets[0] if out else "the spec")
+    _explain(proposal, chosen, targets[0] if out else "the spec")
     return 0
 
 
@@ -55,14 +57,10 @@ def _refuse_existing(paths: list[str]) -> None:
             raise SpecError(f"{path}: is there already.", hint="--force replaces it; --out DIR writes elsewhere.")
 
 
-def _seen_from(source: str, folder: str) -> str:
-    """The pattern relative to the folder of the spec; a directory keeps its slash. Special characters of one file's name are escaped."""
-    import glob
-
-    pattern = source if os.path.isabs(source) else os.path.relpath(source, folder)
-    if os.path.isfile(source):
-        pattern = glob.escape(pattern)
-    return pattern.replace("${", "$${") + ("/" if os.path.isdir(source) and not pattern.endswith("/") else "")
+def _seen_from(pattern: str, folder: str) -> str:
+    """The pattern relative to the folder of the spec; a directory keeps its slash."""
+    found = pattern if os.path.isabs(pattern) else os.path.relpath(pattern, folder)
+    return found.replace("${", "$${") + ("/" if pattern.endswith("/") and not found.endswith("/") else "")
 
 
 def _check(text: str, path: str) -> None:
@@ -87,15 +85,18 @@ def _write(folder: str, files: dict[str, str | None]) -> list[str]:
     return [path for path, text in files.items() if text is not None]
 
 
-def _explain(proposal: Proposal, where: str) -> None:
+def _explain(proposal: Proposal, chosen: Choice, where: str) -> None:
     look = proposal.look
     extent = "all" if look.whole else "the first"
     unfit = sum(c.rules is None for c in proposal.columns)
     click.echo(
-        f"Looked at {extent} {look.rows:,} records of {look.path} ({look.format['type']}): {len(proposal.good)} columns"
+        f"Looked at {extent} {look.rows:,} record{'s' * (look.rows != 1)} of {look.path} ({look.format['type']}): "
+        f"{len(proposal.good)} column{'s' * (len(proposal.good) != 1)}"
         + (f", {unfit} without a type" if unfit else "") + (f", {look.broken:,} that cannot be read" if look.broken else "")
         + f"; key: {', '.join(proposal.key) or 'none found'}; event time: {proposal.event_time or 'none found'}.", err=True,
     )  # fmt: skip
+    for sentence in chosen.sentences():
+        click.echo(sentence, err=True)
     click.echo(
         f"It is a proposal, and it validates. Read {where}, above all key, event_time and required; then preview and run it.", err=True
     )

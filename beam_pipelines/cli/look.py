@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import glob
 import io
 import json
 import os
@@ -15,17 +14,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
 
+from beam_pipelines.cli.choose import ENDINGS
 from beam_pipelines.errors import SourceError, SpecError
 from beam_pipelines.formats.compression import codec_of, decompress
 from beam_pipelines.formats.reader import DamagedStream
 
 HEAD_BYTES = 8 << 20
 _MAGIC = {b"PAR1": "parquet", b"Obj\x01": "avro", b"ORC": "orc"}
-_ENDINGS = {"csv": "csv", "tsv": "csv", "psv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet", "pq": "parquet",
-            "avro": "avro", "orc": "orc"}  # fmt: skip
 _BYTES_OF_CODEC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _DELIMITERS = ",;\t|"
 _NO_NAME = re.compile(r"[+-]?[\d.,:/-]+|true|false|NA|NULL", re.IGNORECASE)
+_PLAIN_NAME = re.compile(r"[^\W\d][\w .-]{0,59}")
+_MOST_RAGGED = 0.2  # of the lines
 
 
 @dataclass
@@ -52,12 +52,11 @@ class Look:
     first: tuple[Any, ...] = ()
 
 
-def look_at(pattern: str, *, rows: int = 20_000) -> Look:
-    """The first `rows` records of the largest file that `pattern` (a path, a glob, a directory) names.
+def look_at(path: str, *, rows: int = 20_000) -> Look:
+    """The first `rows` records of a file.
 
-    Raises SourceError where there is none, SpecError where it holds nothing to learn from.
+    Raises SourceError where it cannot be read, SpecError where it holds nothing to learn from or does not look like data.
     """
-    path = _first_file(pattern)
     if os.path.getsize(path) == 0:
         raise SpecError(
             f"{path}: the file is empty.", hint="init proposes a contract from what a file holds: give it one with at least a header."
@@ -79,24 +78,6 @@ def look_at(pattern: str, *, rows: int = 20_000) -> Look:
     return found
 
 
-def _first_file(pattern: str) -> str:
-    if "://" in pattern:
-        raise SpecError(
-            f"--from {pattern}: init looks at local files.", hint="Copy a file here and look at that; then change `files` in the spec."
-        )
-    found = (
-        sorted(glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True))
-        if os.path.isdir(pattern)
-        else sorted(glob.glob(pattern))
-    )
-    files = [
-        p for p in ([pattern] if os.path.isfile(pattern) else found) if os.path.isfile(p) and not os.path.basename(p).startswith((".", "_"))
-    ]
-    if not files:
-        raise SourceError(f"--from {pattern}: there is no such file.", hint="Give a path, a glob in quotes, or a directory.")
-    return max(files[:1000], key=os.path.getsize)  # the one with most to learn from
-
-
 def _head(stream: BinaryIO) -> bytes:
     parts, size = [], 0
     while size < HEAD_BYTES and (part := stream.read(HEAD_BYTES - size)):
@@ -109,12 +90,16 @@ def _format_of(path: str, head: bytes) -> str:
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    words = os.path.basename(path).lower().split(".")
-    named = next((_ENDINGS[w] for w in reversed(words) if w in _ENDINGS), None)
+    named = _named(path)
     if named in ("parquet", "avro", "orc"):
         raise SourceError(f"{path}: is no {named} file: it starts with {head[:4]!r}.")
     start = head.decode(_encoding(head), "replace").lstrip("\ufeff \t\r\n")[:1]
     return "json" if (start in ("{", "[") and named != "csv") or named == "json" else "csv"
+
+
+def _named(path: str) -> str | None:
+    """The format that the file's name says."""
+    return next((ENDINGS[w] for w in reversed(os.path.basename(path).lower().split(".")) if w in ENDINGS), None)
 
 
 def _encoding(head: bytes) -> str:
@@ -158,6 +143,7 @@ def _csv(path: str, head: bytes, stream: BinaryIO, codec: str | None, most: int)
             hint="Rename one; or read the file without its header: {type: csv, header: false, skip_rows: 1}.",
         )
     body = records[1:] if header else records
+    _expect_table(path, names if header else [], [len(r) for r in records])
     good = [r for r in body if len(r) == len(names)][:most]
     columns = [
         Seen((name,), [v if v != "" else None for v in column]) for name, column in zip(names, _transposed(good, len(names)), strict=True)
@@ -173,6 +159,22 @@ def _csv(path: str, head: bytes, stream: BinaryIO, codec: str | None, most: int)
         whole and len(body) <= most,
         first,
     )
+
+
+def _expect_table(path: str, names: Sequence[str], widths: Sequence[int]) -> None:
+    """Refuses what is a text for people or a program rather than a table, where the file's name does not say that it is one."""
+    if _named(path) is not None:
+        return
+    ragged = sum(width != widths[0] for width in widths)
+    why = ""
+    if ragged > len(widths) * _MOST_RAGGED:
+        why = f"{ragged:,} of its first {len(widths):,} lines have another number of fields than the first"
+    elif len(names) == 1 and not _PLAIN_NAME.fullmatch(names[0].strip()):
+        why = f"it has one column, called {names[0][:60]!r}"
+    if why:
+        raise SpecError(
+            f"{path}: does not look like a table: {why}.", hint="If it is one, give it a name that ends in .csv (or .tsv, .jsonl, ...)."
+        )
 
 
 def _transposed(rows: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:

@@ -24,6 +24,7 @@ VERBS = {
     "preview": "beam_pipelines.cli.preview:preview",
     "test": "beam_pipelines.cli.test:test",
     "run": "beam_pipelines.cli.run:run",
+    "replay": "beam_pipelines.cli.replay:replay",
     "query": "beam_pipelines.cli.query:query",
     "runs": "beam_pipelines.cli.query:runs",
     "dlq": "beam_pipelines.cli.dlq:dlq",

@@ -32,9 +32,12 @@ def preview(spec: str, set_: tuple[str, ...], parameters_file: str | None, rows:
         raise SpecError(
             "preview: the spec declares no batch sources.", hint="Add sources.batch, for example [{files: data/*.csv, format: csv}]."
         )
+    from beam_pipelines.cli.headers import header_notes
     from beam_pipelines.cli.tables import json_text, width_of
     from beam_pipelines.runners.preview import preview as look
 
+    for note in header_notes(found.spec):
+        click.echo(f"note: {note}", err=True)
     views = look(found, rows=rows, show=show)
     if as_json:
         click.echo(json.dumps([json.loads(json_text(_plain(view))) for view in views], ensure_ascii=False, indent=1))
@@ -52,7 +55,7 @@ def _plain(view: StageView) -> dict[str, Any]:
     return {
         "stage": view.name, "rows_in": view.rows_in, "rows_out": view.rows_out, "filtered": view.filtered, "duplicates": view.duplicates,
         "refused": [{"reason": r.reason, "rows": r.rows, "sample": r.sample} for r in view.refused], "warned": dict(view.warned),
-        "columns": dict(view.columns), "rows": [{n: columns[n][i] for n in columns} for i in range(view.rows.num_rows if columns else 0)],
+        "columns": dict(view.columns), "empty": list(view.empty), "rows": [{n: columns[n][i] for n in columns} for i in range(view.rows.num_rows if columns else 0)],
     }  # fmt: skip
 
 
@@ -68,13 +71,15 @@ def _lines(view: StageView, width: int) -> Iterator[str]:
     for name, count in view.warned.items():
         yield f"  warned   {count:,} {name}"
     yield from _columns(view, width)
+    if view.empty:
+        yield f"  empty    {cell(', '.join(view.empty), width - 40)}: NULL in all {view.rows_out:,} rows"
     if view.rows.num_rows and view.rows.num_columns:
         yield from table_lines(pa.Table.from_batches([_changed_first(view)]), width=width, indent="  ")
     yield ""
 
 
 def _counts(view: StageView) -> str:
-    lost = [f"{n:,} {word}" for n, word in ((view.dead, "refused"), (view.filtered, "filtered"), (view.duplicates, "duplicates")) if n]
+    lost = [f"{n:,} {word}" for n, word in ((view.dead, "refused"), (view.filtered, "filtered"), (view.duplicates, "duplicate")) if n]
     word = "panes" if view.name.startswith("aggregate ") else "rows"
     return f"{view.rows_in:,} -> {view.rows_out:,} {word}" + (f"  ({', '.join(lost)})" if lost else "")
 

@@ -24,8 +24,8 @@ def pipeline_name(path: str) -> str:
     return (name if name[:1].isalpha() and name[:1].isascii() else f"p_{name}" if name else "pipeline")[:63]
 
 
-def spec_yaml(proposal: Proposal, *, name: str, files: str) -> str:
-    """The spec; `files` is the pattern as it stands in it."""
+def spec_yaml(proposal: Proposal, *, name: str, files: Sequence[str]) -> str:
+    """The spec; `files` are the patterns as they stand in it."""
     look = proposal.look
     partition = f", partition_by: [{_day(proposal.event_time)}]" if proposal.event_time else ""
     lines = [
@@ -42,7 +42,7 @@ def spec_yaml(proposal: Proposal, *, name: str, files: str) -> str:
         "  columns:",
         *_columns(proposal.columns),
         "sources:",
-        f"  batch: [{{files: {quoted(files)}, format: {_format(look.format)}{_compression(look)}}}]",
+        f"  batch: [{{files: {_patterns(files)}, format: {_format(look.format)}{_compression(look)}}}]",
         *_checks(proposal),
         *_deduplicate(proposal),
         "sinks:",
@@ -105,14 +105,31 @@ def _deduplicate(proposal: Proposal) -> list[str]:
     if not proposal.key:
         return []
     if proposal.repeated_rows:
-        return [_commented("deduplicate: {}", f"{proposal.repeated_rows:,} records of the sample repeat another")]
+        return [_commented("deduplicate: {}", _repeats(proposal.repeated_rows))]
     return (
         ["# deduplicate: {within: 2d}             # copies of a key within two days of event time are one"] if proposal.event_time else []
     )
 
 
+def _repeats(rows: int) -> str:
+    return f"{rows:,} records of the sample repeat another" if rows > 1 else "one record of the sample repeats another"
+
+
 def _sql_name(name: str) -> str:
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+    from beam_pipelines.arrow.expressions import ExpressionError, check_expression
+
+    quoted_name = '"' + name.replace('"', '""') + '"'
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        return quoted_name
+    try:
+        check_expression(f"{name} >= 0", {name: "BIGINT"})
+    except ExpressionError:  # a keyword
+        return quoted_name
+    return name
+
+
+def _patterns(files: Sequence[str]) -> str:
+    return quoted(files[0]) if len(files) == 1 else f"[{', '.join(map(quoted, files))}]"
 
 
 def _format(fmt: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -281,19 +282,33 @@ def _kind(value: Any) -> str:
 def _of_numbers(name: str, values: Sequence[Number], notes: list[str]) -> str:
     whole = [v for v in values if re.fullmatch(r"-?\d+", v)]
     if len(values) - len(whole) <= _tolerated(len(values)) and whole:
-        if len(whole) < len(values):
-            other = next(v for v in values if not re.fullmatch(r"-?\d+", v))
-            notes.append(f"{len(values) - len(whole)} of {len(values):,} are no integers, such as {other}: dead letters")
-        low, high = min(map(int, whole)), max(map(int, whole))
-        if _TIME_NAMES.search(name) and low >= 10**9 and high < 10**19:
-            unit = next(u for u, limit in (("s", 10**11), ("ms", 10**14), ("us", 10**17), ("ns", 10**20)) if high < limit)
-            notes.append(f"a count of time? then {{type: timestamp, unit: {unit}}}")
-        return "int64" if low >= -(2**63) and high < 2**63 else "uint64" if low >= 0 and high < 2**64 else "decimal(38,0)"
+        return _of_integers(name, values, whole, notes)
     plain = [v for v in values if re.fullmatch(r"-?\d+(\.\d+)?", v)]
     scale = max((len(v.partition(".")[2]) for v in plain), default=9)
     if len(plain) == len(values) and scale <= 2:
         return str(_decimal_type(plain, scale)["type"])
     return "float64"
+
+
+def _of_integers(name: str, values: Sequence[Number], whole: Sequence[Number], notes: list[str]) -> str:
+    low, high = min(map(int, whole)), max(map(int, whole))
+    if low <= -(10**38) or high >= 10**38:
+        notes.append("integers of more than 38 digits: kept as JSON text")
+        return "json"
+    kind = "int64" if low >= -(2**63) and high < 2**63 else "uint64" if low >= 0 and high < 2**64 else "decimal(38,0)"
+    # a decimal takes 5.0 and 1e3, which are whole; an integer is written as one
+    unfit = [v for v in values if not re.fullmatch(r"-?\d+", v) and not (kind.startswith("decimal") and _is_whole(v))]
+    if unfit:
+        notes.append(f"{len(unfit)} of {len(values):,} are no integers, such as {unfit[0]}: dead letters")
+    if _TIME_NAMES.search(name) and low >= 10**9 and high < 10**19:
+        unit = next(u for u, limit in (("s", 10**11), ("ms", 10**14), ("us", 10**17), ("ns", 10**20)) if high < limit)
+        notes.append(f"a count of time? then {{type: timestamp, unit: {unit}}}")
+    return kind
+
+
+def _is_whole(number: str) -> bool:
+    value = Decimal(number)
+    return abs(value) < 10**38 and value == value.to_integral_value()
 
 
 def _nested(values: Sequence[Any]) -> str | None:
@@ -312,7 +327,8 @@ def _nested(values: Sequence[Any]) -> str | None:
         fields = {n: _nested([v.get(n) for v in present]) for n in names}
         return None if None in fields.values() else f"struct<{', '.join(f'{n}: {t}' for n, t in fields.items())}>"
     if kinds == {"number"}:
-        return _of_numbers("", present, [])
+        kind = _of_numbers("", present, [])
+        return None if kind == "json" else kind
     return {"text": "string", "boolean": "boolean"}.get(kinds.pop()) if len(kinds) == 1 else None
 
 

@@ -9,6 +9,9 @@ import click
 from beam_pipelines.cli.options import loaded, log_options, spec_options
 
 _STYLE = click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+_WIDE = click.option(
+    "--wide", is_flag=True, help="Show long values and all columns of a table whole, whatever the screen; csv and json always do."
+)
 _RUNS = "run_id, status, started_at, elapsed_s, read, written, dead, duplicate, filtered, contract"
 
 
@@ -16,32 +19,35 @@ _RUNS = "run_id, status, started_at, elapsed_s, read, written, dead, duplicate, 
 @spec_options
 @click.argument("sql")
 @_STYLE
+@_WIDE
 @click.option("--limit", type=click.IntRange(min=0), default=100, show_default=True, help="Rows shown as a table; csv and json show all.")
 @log_options
-def query(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, limit: int) -> int:
+def query(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, wide: bool, limit: int) -> int:
     """Ask SQL of SPEC's outputs: tables rows, dead_letters, runs, and one per aggregate.
 
     \b
     beam-pipelines query flights.yaml "SELECT origin, sum(flights) FROM delays_by_hour GROUP BY ALL"
     """
-    return _ask(spec, set_, parameters_file, sql, style, limit)
+    return _ask(spec, set_, parameters_file, sql, style, limit, wide=wide)
 
 
 @click.command(short_help="List the runs of a spec.")
 @spec_options
 @_STYLE
+@_WIDE
 @log_options
-def runs(spec: str, set_: tuple[str, ...], parameters_file: str | None, style: str) -> int:
+def runs(spec: str, set_: tuple[str, ...], parameters_file: str | None, style: str, wide: bool) -> int:
     """List SPEC's runs: when, what they read and wrote, how they ended."""
-    return _ask(spec, set_, parameters_file, f"SELECT {_RUNS} FROM runs ORDER BY started_at DESC", style, 100)
+    return _ask(spec, set_, parameters_file, f"SELECT {_RUNS} FROM runs ORDER BY started_at DESC", style, 100, wide=wide)
 
 
-def _ask(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, limit: int) -> int:
+def _ask(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, limit: int, *, wide: bool) -> int:
     found = loaded(spec, set_, parameters_file)
     from beam_pipelines.cli.show import show_table
-    from beam_pipelines.serving.tables import ask, open_tables
+    from beam_pipelines.serving.tables import ask, elsewhere, open_tables
+    from beam_pipelines.sinks.labels import places_of
 
-    names = ["rows", "dead_letters", *found.spec.aggregates]
-    table = ask(open_tables(found.state), sql, expected=names)
-    show_table(table, style=style, limit=limit, out=sys.stdout)
+    names, places = ["rows", "dead_letters", *found.spec.aggregates], places_of(found.spec)
+    table = ask(open_tables(found.state, places), sql, expected=names, elsewhere=elsewhere(found.state, places))
+    show_table(table, style=style, limit=limit, out=sys.stdout, wide=wide)
     return 0

@@ -1,4 +1,4 @@
-"""`run`: a spec over its batch sources."""
+"""`run`: a spec over its batch sources, or over its subscriptions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,12 +29,19 @@ class Asked:
     apply_lateness: bool
     as_json: bool
     results: str | None
+    mode: str = "batch"
+    until_idle: str | None = None
+    max_duration: str | None = None
+    keep_logs: bool = False
 
 
 @click.command(short_help="Run a spec and account for every row.")
 @spec_options
 @click.option("--mode", type=click.Choice(["batch", "stream"]), help="Which sources to run; needed where the spec has both.")
-@click.option("--runner", default="direct", show_default=True, help="direct, DirectRunner and FnApiRunner run in this process.")
+@click.option("--runner", default="direct", show_default=True, help="direct: this machine; a batch in this process, a stream on Prism.")
+@click.option("--until-idle", metavar="DURATION", help="A stream ends once nothing has arrived for so long, for example 30s.")
+@click.option("--max-duration", metavar="DURATION", help="A stream ends after so long, for example 2h.")
+@click.option("--keep-logs", is_flag=True, help="Keep the log of the engine under a stream.")
 @click.option("--run-id", help="Identity of the run: running twice under one id commits once. Default: the start time and a random part.")
 @click.option("--apply-lateness", is_flag=True, help="Apply the stream's lateness rule to aggregates: rows too late become dead letters.")
 @click.option("--json", "as_json", is_flag=True, help="Print run_results.json on stdout and nothing else there.")
@@ -43,21 +50,27 @@ class Asked:
 @click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS...]")
 def run(
     spec: str, set_: tuple[str, ...], parameters_file: str | None, mode: str | None, runner: str, run_id: str | None, apply_lateness: bool,
-    as_json: bool, results: str | None, beam_options: tuple[str, ...],
+    as_json: bool, results: str | None, beam_options: tuple[str, ...], until_idle: str | None, max_duration: str | None, keep_logs: bool,
 ) -> int:  # fmt: skip
     """Run SPEC: read, check, deduplicate, aggregate, write, and account for every row.
+
+    A stream runs until SIGTERM or Ctrl-C, which drain it: what was pulled is stored and acknowledged, and it exits with 0.
 
     Everything after -- are Beam pipeline options, for example -- --direct_running_mode=multi_processing.
     """
     if beam_options and not beam_options[0].startswith("--"):
         raise SpecError(f"run: unexpected argument {beam_options[0]!r}.", hint="Beam options come after -- and look like --name=value.")
+    if chosen := next((word for word in beam_options if word.partition("=")[0] == "--runner"), None):
+        raise SpecError(f"run: {chosen} after --: the engine is not a Beam option here.", hint="Say --runner before the --.")
     found = loaded(spec, set_, parameters_file)
-    check_mode(found.spec, mode)
-    return execute(found, Asked(runner, run_id, beam_options, apply_lateness, as_json, results))
+    mode = check_mode(found.spec, mode)
+    _check_options(mode, until_idle=until_idle, max_duration=max_duration, keep_logs=keep_logs, apply_lateness=apply_lateness)
+    asked = Asked(runner, run_id, beam_options, apply_lateness, as_json, results, mode, until_idle, max_duration, keep_logs)
+    return execute(found, asked)
 
 
-def check_mode(spec: PipelineSpec, mode: str | None) -> None:
-    """Raises SpecError where the mode is missing, has no sources, or is not available."""
+def check_mode(spec: PipelineSpec, mode: str | None) -> str:
+    """The mode to run in. Raises SpecError where it is missing or has no sources."""
     if mode is None and spec.sources.batch and spec.sources.stream:
         raise SpecError("run: the spec has batch and stream sources.", hint="Say which: --mode batch or --mode stream.")
     mode = mode or ("batch" if spec.sources.batch else "stream")
@@ -66,37 +79,87 @@ def check_mode(spec: PipelineSpec, mode: str | None) -> None:
             "run --mode batch: the spec declares no batch sources.",
             hint="Add sources.batch, for example [{files: data/*.csv, format: csv}].",
         )
-    if mode == "stream":
-        raise SpecError("run --mode stream: the stream path is not part of this version.", hint="Use --mode batch.")
+    if mode == "stream" and not spec.sources.stream:
+        raise SpecError(
+            "run --mode stream: the spec declares no stream sources.",
+            hint="Add sources.stream, for example [{pubsub: projects/P/subscriptions/S, format: json}].",
+        )
+    return mode
+
+
+def _check_options(mode: str, **given: object) -> None:
+    """Raises SpecError for an option of the other mode: it would do nothing, and nobody would know."""
+    for name in (n for n, value in given.items() if value and (n == "apply_lateness") == (mode == "stream")):
+        option = f"--{name.replace('_', '-')}"
+        if mode == "stream":
+            raise SpecError(f"{option}: is for --mode batch; a stream always applies its lateness.", hint="Leave it out.")
+        raise SpecError(f"{option}: is for --mode stream and does nothing in a batch run.", hint="Leave it out, or say --mode stream.")
 
 
 def execute(found: LoadedSpec, asked: Asked) -> int:
     """Runs the job, shows it, and gives the exit code."""
+    if asked.results:
+        _check_writable(asked.results)
+    record = _stream(found, asked) if asked.mode == "stream" else _batch(found, asked)
+    _report(found, asked, record)
+    return 0 if record.status == "success" else 1
+
+
+def _stream(found: LoadedSpec, asked: Asked) -> RunResults:
+    from beam_pipelines.cli import stream
+    from beam_pipelines.runners.options import check_flags
+
+    stream.check_stream_runner(asked.runner)
+    check_flags(asked.flags)
+    if found.spec.dead_letters.raw_key or not found.spec.contract.sensitive:  # else it is the missing key that must be told
+        _expect_keys(found.spec)
+    return stream.stream(
+        found,
+        stream.Asked(
+            asked.runner, asked.run_id, asked.flags, _args(found, asked), stream.seconds(asked.until_idle, "--until-idle"),
+            stream.seconds(asked.max_duration, "--max-duration"), asked.keep_logs, asked.as_json,
+        ),
+    )  # fmt: skip
+
+
+def _batch(found: LoadedSpec, asked: Asked) -> RunResults:
     from beam_pipelines.runners.options import check_flags, engine_for
 
     engine = engine_for(asked.runner)
     check_flags(asked.flags)
-    if asked.results:
-        _check_writable(asked.results)
+    _expect_keys(found.spec)
+    from beam_pipelines.cli.headers import header_notes
     from beam_pipelines.cli.progress import watching
     from beam_pipelines.runners.beam_options import unknown_flags
     from beam_pipelines.runners.direct import Call, run_batch
 
-    for warning in unknown_flags(asked.flags):
+    for warning in (*unknown_flags(asked.flags), *header_notes(found.spec)):
         click.echo(f"warning: {warning}", err=True)
     if not asked.as_json:
         click.echo(engine.announcement, err=True)
     quiet = asked.as_json or not sys.stderr.isatty()
-    args = {
+    watch = watching(found.spec, quiet=quiet, flags=asked.flags)
+    return run_batch(found, Call(asked.runner, asked.run_id, asked.flags, asked.apply_lateness, _args(found, asked), watch))
+
+
+def _args(found: LoadedSpec, asked: Asked) -> dict[str, Any]:
+    """How the run was called, for its record."""
+    return {
         "spec": found.path, "runner": asked.runner, "parameters": {k: str(v) for k, v in found.parameters.items()},
         "apply_lateness": asked.apply_lateness, "beam_options": list(asked.flags),
     }  # fmt: skip
-    record = run_batch(
-        found,
-        Call(asked.runner, asked.run_id, asked.flags, asked.apply_lateness, args, watching(found.spec, quiet=quiet, flags=asked.flags)),
-    )
-    _report(found, asked, record)
-    return 0 if record.status == "success" else 1
+
+
+def _expect_keys(spec: PipelineSpec) -> None:
+    """Raises SpecError where a key that workers need is not there: they run on this machine."""
+    from beam_pipelines.spec.secrets import expect_secrets
+
+    raw_key = spec.dead_letters.raw_key if spec.contract.sensitive else None
+    found = expect_secrets({"hmac_key": spec.hmac_reference, "dead_letters.raw_key": raw_key})
+    if raw_key is not None:
+        from beam_pipelines.arrow.masking import parse_key
+
+        parse_key(found["dead_letters.raw_key"])
 
 
 def _report(found: LoadedSpec, asked: Asked, record: RunResults) -> None:
@@ -111,6 +174,7 @@ def _report(found: LoadedSpec, asked: Asked, record: RunResults) -> None:
             raise RunError(
                 f"--results {asked.results}: cannot be written: {error.strerror}.", hint=f"The run itself ended with {record.status}."
             ) from None
+    _warn_of_leftovers(found, record)
     with contextlib.suppress(BrokenPipeError):  # the exit code is the run's, whoever stopped reading
         if asked.as_json:
             click.echo(text.decode().rstrip())
@@ -123,6 +187,13 @@ def _report(found: LoadedSpec, asked: Asked, record: RunResults) -> None:
     from beam_pipelines.cli.main import forget_stdout
 
     forget_stdout()
+
+
+def _warn_of_leftovers(found: LoadedSpec, record: RunResults) -> None:
+    from beam_pipelines.sinks.leftover import leftovers
+
+    for left in leftovers(found.state, record) if record.status == "success" else ():
+        click.echo(f"warning: {left}", err=True)
 
 
 def _check_writable(path: str) -> None:

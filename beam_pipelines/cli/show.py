@@ -17,8 +17,8 @@ from beam_pipelines.sinks.results import RunResults
 _COLORS = {"dead": "yellow", "pass": "green", "success": "green", "warn": "yellow", "fail": "red", "failed": "red"}
 
 
-def show_table(table: pa.Table, *, style: str, limit: int, out: TextIO) -> None:
-    """A result as a table for people, as CSV, or as one JSON array."""
+def show_table(table: pa.Table, *, style: str, limit: int, out: TextIO, wide: bool = False) -> None:
+    """A result as a table for people, as CSV, or as one JSON array; `wide`: the table shows every value and column whole."""
     if style == "csv":
         _write_csv(table, out)
     elif style == "json":
@@ -26,7 +26,7 @@ def show_table(table: pa.Table, *, style: str, limit: int, out: TextIO) -> None:
         rows = (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
         out.write("[" + ",\n ".join(map(json_text, rows)) + "]\n")
     else:
-        lines = table_lines(table, width=width_of(out), limit=limit)
+        lines = table_lines(table, width=width_of(out), limit=limit, wide=wide)
         out.write("\n".join(lines) + "\n")
         if table.num_rows > limit:
             out.write(f"... {table.num_rows - limit:,} more rows; --limit shows more\n")
@@ -67,13 +67,19 @@ def show_run(run: RunResults, *, state: str, out: TextIO | None = None) -> None:
     """A run for people: how it ended, where the results lie, what became of every row, what the checks found."""
     about = run.metadata
     read = sum(line.read for line in run.ledger)
-    rate = f", {read / about.elapsed_s:,.0f} rows/s" if about.elapsed_s else ""
+    rate = (
+        f", {read / about.elapsed_s:,.0f} rows/s" if about.elapsed_s and not _streams(run) else ""
+    )  # a stream's ledger is of all its starts
     say = _Printer(out)
     say(f"{click.style(about.pipeline, bold=True)}: {_colored(run.status)} in {about.elapsed_s:.1f} s{rate}")
     for failure in run.failures:
         say(f"  {click.style('failed', fg='red')}: {clean_lines(failure)}")
     if run.failures:
-        say("Nothing was committed: the outputs are as they were.")
+        say(
+            "What is stored stays; the next start goes on from there."
+            if _streams(run)
+            else "Nothing was committed: the outputs are as they were."
+        )
     say.lines(_outputs(run))
     say.lines(_ledger(run))
     say.lines(_checks(run))
@@ -120,17 +126,25 @@ def _ledger(run: RunResults) -> list[str]:
     read, filtered, dead = sum(i.read for i in lines), sum(i.filtered for i in lines), sum(i.dead for i in lines)
     duplicate = sum(i.duplicate for i in lines)
     balance = "DOES NOT BALANCE" if any("balance" in f for f in run.failures) else "balances"
-    word = "passed" if run.status == "failed" else "good"
-    rest = f"{dead:,} dead + {duplicate:,} duplicate + {filtered:,} filtered   ({balance})"
+    word = "passed" if run.status == "failed" and not _streams(run) else "good"
+    rest = f"{dead:,} dead + {duplicate:,} duplicate + {filtered:,} filtered"
     found = []
     for name in _outputs_of_rows(run) or [""]:
         good = (
             sum(i.written.get(name, 0) for i in lines) if name else read - filtered - dead - duplicate
         )  # without a sink of rows nothing counts them
         refused = sum(i.refused.get(name, 0) for i in lines)
-        found.append(f"ledger   {read:,} read = {good:,} {word} + {f'{refused:,} refused by {name} + ' if refused else ''}{rest}")
+        opened = read - good - refused - dead - duplicate - filtered if _streams(run) else 0
+        still = f" + {opened:,} open" if opened > 0 else ""
+        found.append(
+            f"ledger   {read:,} read = {good:,} {word} + {f'{refused:,} refused by {name} + ' if refused else ''}{rest}{still}   ({balance})"
+        )
     reasons = sorted(run.dead_letters.items(), key=lambda e: -e[1])
     return found + ([f"dead     {', '.join(f'{n:,} {reason}' for reason, n in reasons)}"] if reasons else [])
+
+
+def _streams(run: RunResults) -> bool:
+    return run.metadata.mode == "stream"
 
 
 def _outputs_of_rows(run: RunResults) -> list[str]:
@@ -143,13 +157,15 @@ def _checks(run: RunResults) -> list[str]:
     rows = []
     for check in run.checks:
         detail = check.message or (
-            f"{check.failing:,} of {check.rows:,} rows read fail it" if check.failing and check.rows else check.observed
+            f"{check.failing:,} of {check.rows:,} rows read {'fails' if check.failing == 1 else 'fail'} it"
+            if check.failing and check.rows
+            else check.observed
         )
         word = "dead" if check.failing and check.severity == "dead_letter" else check.status  # its rows are gone, not only warned of
         rows.append((_colored(word), check.name, detail))
     judged = {c.name for c in run.checks}
     rules = [(n, c) for n, c in sorted(run.failing_rows.items()) if n not in judged and n.rpartition(".")[2] in COLUMN_RULES]
-    rows += [(_colored("dead"), n, f"{c:,} rows fail it") for n, c in rules]
+    rows += [(_colored("dead"), n, f"{c:,} {'row fails' if c == 1 else 'rows fail'} it") for n, c in rules]
     rows += [(_colored(t.status), t.name, f"{t.share:.2%} of the rows read; at most {t.most:.2%} allowed") for t in run.thresholds]
     size = max((len(name) for _, name, _ in rows), default=0)
     return [f"{word}  {name.ljust(size)}  {detail}".rstrip() for word, name, detail in rows]

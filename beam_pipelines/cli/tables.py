@@ -14,7 +14,7 @@ from rich.cells import cell_len, set_cell_size
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 _GAP = "  "
-_LONGEST = 60  # characters of a value on a screen
+_LONGEST = 60  # columns of the screen that a value may take
 _NARROW = 100
 
 
@@ -23,14 +23,15 @@ def width_of(out: TextIO) -> int | None:
     return shutil.get_terminal_size((_NARROW, 24)).columns if out.isatty() else None
 
 
-def table_lines(table: pa.Table, *, width: int | None, limit: int | None = None, indent: str = "") -> list[str]:
-    """The first `limit` rows as aligned lines under the columns' names; columns that do not fit `width` are named in a last line."""
+def table_lines(table: pa.Table, *, width: int | None, limit: int | None = None, indent: str = "", wide: bool = False) -> list[str]:
+    """The first `limit` rows as aligned lines under the columns' names; columns that do not fit `width` are named in a last line, and long
+    values end in an ellipsis. `wide`: everything is shown."""
     shown = table if limit is None else table.slice(0, limit)
     right = [_is_number(field.type) for field in table.schema]
-    longest = None if width is None else _LONGEST
+    longest = None if wide else _LONGEST
     cells = [[cell(v, longest) for v in values(column)] for column in shown.columns]
     names = [clean(name) for name in table.column_names]
-    return grid(names, list(zip(*cells, strict=True)) if cells else [], right=right, width=width, indent=indent)
+    return grid(names, list(zip(*cells, strict=True)) if cells else [], right=right, width=None if wide else width, indent=indent)
 
 
 def grid(
@@ -90,8 +91,8 @@ def _interval(months: int, days: int, nanoseconds: int) -> str:
 
 
 def cell(value: Any, longest: int | None = None) -> str:
-    """One value on one line: NULL for none, JSON for what is nested, control characters escaped."""
-    text = clean(_text(value))
+    """One value on one line: NULL for none (a text of that name stands in quotes), JSON for what is nested, control characters escaped."""
+    text = '"NULL"' if value == "NULL" else clean(_text(value))
     return text if longest is None or cell_len(text) <= longest else set_cell_size(text, longest - 1).rstrip() + "…"
 
 

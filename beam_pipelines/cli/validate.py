@@ -15,7 +15,9 @@ from beam_pipelines.cli.options import loaded, spec_options
 def validate(spec: str, set_: tuple[str, ...], parameters_file: str | None, as_json: bool) -> int:
     """Check SPEC: names, types, expressions, sinks; prints everything that is wrong with its line and column."""
     found = loaded(spec, set_, parameters_file)
-    contract = found.spec.contract
+    from beam_pipelines.cli.headers import header_notes
+
+    contract, notes = found.spec.contract, [*found.notes, *header_notes(found.spec)]
     if as_json:
         click.echo(
             json.dumps(
@@ -23,12 +25,12 @@ def validate(spec: str, set_: tuple[str, ...], parameters_file: str | None, as_j
                     "pipeline": found.spec.pipeline,
                     "contract": contract.fingerprint,
                     "columns": dict(found.columns),
-                    "notes": list(found.notes),
+                    "notes": notes,
                 }
             )
         )
         return 0
-    for note in found.notes:
+    for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo(
         f"{spec}: valid. Pipeline {found.spec.pipeline}, contract {contract.fingerprint}, {len(found.columns)} columns, {len(found.spec.sinks)} sinks."

@@ -261,7 +261,7 @@ class _Rows:
 def _records(content: bytes, count: int, header: _Header) -> Iterator[list[Any]]:
     """The records of a block in chunks. Raises where they do not fill it exactly."""
     source = io.BytesIO(content)
-    read, schema = fastavro.schemaless_reader, header.schema.decode
+    read, schema = header.schema.read, header.schema.decode
     for first in range(0, count, _CHUNK_ROWS):
         chunk = range(min(_CHUNK_ROWS, count - first))
         yield [read(source, schema, None, False, False, "surrogateescape") for _ in chunk]

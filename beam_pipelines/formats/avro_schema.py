@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import decimal
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,13 +47,21 @@ class Mapped(NamedTuple):
 
 @dataclass(frozen=True)
 class RowSchema:
-    """How the records of a file become rows. A schema that is no record gives one column, `value`."""
+    """How the records of a file, or messages, become rows. A schema that is no record gives one column, `value`."""
 
     decode: Any
     names: tuple[str, ...]
     types: tuple[pa.DataType, ...]
     converts: tuple[Convert | None, ...]
     record: bool
+    recursive: bool = False
+
+    @property
+    def read(self) -> Callable[..., Any]:
+        """fastavro's `schemaless_reader`. For a record inside itself the one in Python, which is slow: the compiled one overflows the stack and
+        ends the process on bytes that claim a hundred thousand levels, where Python raises RecursionError."""
+        read: Callable[..., Any] = fastavro._read_py.schemaless_reader if self.recursive else fastavro.schemaless_reader
+        return read
 
     def arrays(self, records: Sequence[Any]) -> list[pa.Array]:
         """One array per column. Raises what a value that does not fit raises. Each value is converted anew: `records` stay as they are."""
@@ -76,12 +84,14 @@ def row_schema(schema: Any) -> RowSchema:
     mapping = _Mapping()
     top = mapping.of(parsed)
     decode = fastavro.parse_schema(top.schema)
+    _defaults_as_bytes(decode)
     if not pa.types.is_struct(top.arrow):
-        return RowSchema(decode, ("value",), (top.arrow,), (top.convert,), record=False)
+        return RowSchema(decode, ("value",), (top.arrow,), (top.convert,), record=False, recursive=mapping.recursive)
     names = tuple(top.arrow.field(i).name for i in range(top.arrow.num_fields))
     return RowSchema(
-        decode, names, tuple(top.arrow.field(i).type for i in range(top.arrow.num_fields)), tuple(mapping.top_converts), record=True
-    )
+        decode, names, tuple(top.arrow.field(i).type for i in range(top.arrow.num_fields)), tuple(mapping.top_converts), record=True,
+        recursive=mapping.recursive,
+    )  # fmt: skip
 
 
 @dataclass
@@ -90,6 +100,7 @@ class _Mapping:
 
     named: dict[str, Mapped | None] = field(default_factory=dict)
     top_converts: list[Convert | None] = field(default_factory=list)
+    recursive: bool = False
 
     def of(self, schema: Any) -> Mapped:
         if isinstance(schema, list):
@@ -101,6 +112,8 @@ class _Mapping:
             return self.record(schema)
         if kind == "array":
             item = self.of(schema["items"])
+            if _takes_no_bytes(item.arrow):
+                raise ValueError("an array of items that take no bytes: a few bytes may claim any number of them")
             return Mapped({"type": "array", "items": item.schema}, pa.list_(item.arrow), _each(item.convert))
         if kind == "map":
             value = self.of(schema["values"])
@@ -108,7 +121,7 @@ class _Mapping:
         if kind == "enum":
             return self.remember(schema, Mapped({k: v for k, v in schema.items() if not k.startswith("__")}, pa.string()))
         if kind == "fixed":
-            fixed = {"type": "fixed", "name": schema["name"], "size": schema["size"]}
+            fixed = {"type": "fixed", "name": schema["name"], "size": schema["size"], **_kept(schema, only=("aliases",))}
             return self.remember(schema, _logical(schema, Mapped(fixed, pa.binary(schema["size"]))))
         if isinstance(kind, str) and kind in _PRIMITIVES:
             return _logical(schema, Mapped(kind, _PRIMITIVES[kind]))
@@ -118,7 +131,8 @@ class _Mapping:
         top = not self.named
         self.named[schema["name"]] = None
         fields = [(f["name"], self.of(f["type"])) for f in schema["fields"]]
-        decode = {"type": "record", "name": schema["name"], "fields": [{"name": n, "type": m.schema} for n, m in fields]}
+        members = [{"name": n, "type": m.schema, **_kept(f)} for f, (n, m) in zip(schema["fields"], fields, strict=True)]
+        decode = {"type": "record", "name": schema["name"], "fields": members, **_kept(schema, only=("aliases",))}
         if top:
             self.top_converts = [m.convert for _, m in fields]
         converts = [(n, m.convert) for n, m in fields if m.convert is not None]
@@ -129,7 +143,9 @@ class _Mapping:
         return mapped
 
     def reference(self, name: str) -> Mapped:
-        return self.named[name] or Mapped(name, pa.string(), _text)
+        known = self.named[name]
+        self.recursive = self.recursive or known is None
+        return known or Mapped(name, pa.string(), _text)
 
     def union(self, branches: list[Any]) -> Mapped:
         mapped = [self.of(b) for b in branches]
@@ -144,6 +160,57 @@ class _Mapping:
         if len(numbers) == len(kinds) and not (numbers[0] <= 1 < numbers[-1]):  # an integer may not fit a float
             return Mapped(decode, _PRIMITIVES[_WIDTH[numbers[-1]]])
         return Mapped(decode, pa.string(), _text)
+
+
+def _takes_no_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return all(_takes_no_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_null(kind) or kind == pa.binary(0))
+
+
+def _kept(schema: dict[str, Any], *, only: tuple[str, ...] = ("default", "aliases")) -> dict[str, Any]:
+    """What resolution needs of a reader's schema besides names and types."""
+    return {word: schema[word] for word in only if word in schema}
+
+
+def _defaults_as_bytes(parsed: Any) -> None:
+    """Makes defaults of bytes and fixed the bytes they stand for: fastavro gives the text that JSON has in their place."""
+    names: dict[str, Any] = parsed.get("__named_schemas", {}) if isinstance(parsed, dict) else {}
+    for record in [parsed, *names.values()] if isinstance(parsed, dict) else []:
+        for part in _fields(record):
+            if "default" in part:
+                part["default"] = _as_bytes(part["type"], part["default"], names)
+
+
+def _fields(schema: Any) -> Iterator[dict[str, Any]]:
+    """The fields of a parsed schema's records, at any depth."""
+    if isinstance(schema, list):
+        for branch in schema:
+            yield from _fields(branch)
+    elif isinstance(schema, dict):
+        for part in schema.get("fields", ()):
+            yield part
+            yield from _fields(part["type"])
+        for inner in ("items", "values", "type"):
+            yield from _fields(schema.get(inner))
+
+
+def _as_bytes(schema: Any, value: Any, names: dict[str, Any]) -> Any:
+    if isinstance(schema, list):  # a default is of the first branch
+        return _as_bytes(schema[0], value, names)
+    if isinstance(schema, str):
+        schema = names.get(schema, {"type": schema})
+    kind = schema["type"]
+    if kind in ("bytes", "fixed"):
+        return value.encode("latin-1") if isinstance(value, str) else value
+    if kind == "array":
+        return [_as_bytes(schema["items"], item, names) for item in value]
+    if kind == "map":
+        return {key: _as_bytes(schema["values"], item, names) for key, item in value.items()}
+    if kind in ("record", "error"):
+        types = {part["name"]: part["type"] for part in schema["fields"]}
+        return {key: _as_bytes(types[key], item, names) if key in types else item for key, item in value.items()}
+    return value
 
 
 def _logical(schema: dict[str, Any], physical: Mapped) -> Mapped:

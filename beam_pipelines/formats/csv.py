@@ -135,10 +135,14 @@ def _names(record: bytes, dialect: Dialect) -> list[str]:
 
 @dataclass(frozen=True)
 class DecodeCsv:
-    """Kernel: raw batch of CSV records -> decoded batch."""
+    """Kernel: raw batch of CSV records -> decoded batch.
+
+    The records of `messages` were not cut out of a block: one may hold none, or two, and none is a header.
+    """
 
     contract: Contract
     fmt: CsvFormat
+    messages: bool = False
     stage: str = "decode"
     sees_rejected: bool = True
     dialect: Dialect = field(init=False)
@@ -160,7 +164,7 @@ class DecodeCsv:
         described = (batch.schema.metadata or {}).get(COLUMNS)
         if described is not None:
             return msgspec.json.decode(described, type=list[str])
-        if self.fmt.header:
+        if self.fmt.header and not self.messages:
             raise RunError(
                 f"csv: a batch of {source_of(batch)} has no column names in its schema metadata ('columns').",
                 hint="Records from messages have no header: set `header: false` and `columns`.",
@@ -178,6 +182,8 @@ class DecodeCsv:
     def _parse(self, raw: pa.Array, width: int, wanted: list[int]) -> tuple[list[pa.Array], Failures]:
         """One string array per wanted field, aligned with `raw`, and the records that are none."""
         exact = _unsure(raw, self.dialect)
+        if self.messages:
+            exact |= _of_several_lines(raw) | self._unclosed(raw)
         clean = raw.filter(pa.array(~exact)) if exact.any() else raw
         rows = np.flatnonzero(~exact)
         block = self._parse_block(clean, width, wanted)
@@ -191,6 +197,15 @@ class DecodeCsv:
         if not exact.any():
             return [c.combine_chunks() for c in table.columns], {}
         return self._with_exact(raw, width, wanted, table, rows, exact)
+
+    def _unclosed(self, raw: pa.Array) -> npt.NDArray[np.bool_]:
+        """Records in which a quote is opened that is not closed, or stands where it should not, and those that end in an escape: they would take
+        in the next record."""
+        offsets, data = _bytes_of(raw)
+        unsure = self.dialect.unsure_records(data, offsets[:-1])
+        for back in (1, 2, 3) if self.dialect.escape and len(data) else ():  # it may stand before \r\n
+            unsure |= data[np.maximum(offsets[1:] - back, 0)] == ord(self.dialect.escape)
+        return unsure
 
     def _parse_block(self, raw: pa.Array, width: int, wanted: list[int]) -> tuple[pa.Table, list[int]] | None:
         """pyarrow's answer on records that hold nothing it reads otherwise, and the indexes of ragged ones; None if in doubt."""
@@ -253,7 +268,12 @@ class DecodeCsv:
     def _record(self, record: bytes | None, width: int) -> list[str | None]:
         if record is None:
             raise ValueError("no bytes")
-        fields = self.dialect.fields(record.rstrip(b"\r\n").decode("utf-8"))
+        line = record.rstrip(b"\r\n")
+        if self.messages and not line:
+            raise ValueError("an empty message")
+        if self.messages and len(self.dialect.record_ends(np.frombuffer(line, np.uint8)).ends):
+            raise ValueError("got a line break outside quotes; expected one record in a message")
+        fields = self.dialect.fields(line.decode("utf-8"))
         if len(fields) > width or (len(fields) < width and self.fmt.ragged == "dead_letter"):
             raise ValueError(f"got {len(fields)} fields; expected {width}")
         return fields + [None] * (width - len(fields))
@@ -276,6 +296,17 @@ def _unsure(raw: pa.Array, dialect: Dialect) -> npt.NDArray[np.bool_]:
     if not dialect.multiline:
         unsure |= dialect.unsure_records(data, offsets[:-1])
     return unsure
+
+
+def _of_several_lines(raw: pa.Array) -> npt.NDArray[np.bool_]:
+    """Records with a line break elsewhere than at their end, and records of nothing: a block parser would count them wrong."""
+    offsets, data = _bytes_of(raw)
+    found: npt.NDArray[np.bool_] = np.diff(offsets) <= 2  # "\r\n" and less: pyarrow skips blank lines
+    newlines = np.flatnonzero(data == _NEWLINE)
+    if len(newlines):
+        first = newlines[np.minimum(np.searchsorted(newlines, offsets[:-1]), len(newlines) - 1)]
+        found |= (first >= offsets[:-1]) & (first < offsets[1:] - 1)
+    return found
 
 
 def _is_utf8(raw: pa.Array) -> bool:
@@ -306,6 +337,6 @@ def _bytes_of(raw: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint
 def _block(raw: pa.Array) -> pa.Buffer:
     """The records as one block of lines: the memory they lie in, or a copy where they do not end in line feeds."""
     offsets, data = _bytes_of(raw)
-    if (data[np.maximum(offsets[1:-1] - 1, 0)] == _NEWLINE).all():
+    if (data[np.maximum(offsets[1:] - 1, 0)] == _NEWLINE).all():
         return pa.py_buffer(data)
-    return pa.py_buffer(b"\n".join(raw.to_pylist()))  # records that came as messages
+    return pa.py_buffer(b"\n".join([*raw.to_pylist(), b""]))  # records that came as messages

@@ -1,16 +1,19 @@
-"""JSON records to columns, strictly: what `json_strict.decode_record` says of each record, at the speed of DuckDB.
+"""JSON records to columns, strictly: what `json_strict.decode_record` says of each record, for whole batches.
 
-    _raw ─▶ CheckRecords ───────────────────▶ SELECT from_json(...) ──▶ columns
-             syntax (msgspec, Arrow)            suspect: not proven
-             members and strings counted            │
-                │ not JSON                          ├─ members proven in bulk ─▶ the same SELECT
-                ▼                                   └─ strict decoder, record by record
-             DECODE                                        └─▶ TYPE, UNKNOWN_COLUMN, DECODE
+    _raw ─▶ syntax ──▶ shapes ───────────────▶ columns        most records of a batch have one of a few shapes
+       (msgspec, Arrow)   │ no known shape: strict decoder
+              │           │
+              │           └─ most have none ─▶ SELECT from_json(...) ──▶ columns
+              │                members, strings counted  │ suspect: not proven
+              │ not JSON                                 ├─ members proven in bulk ─▶ the same SELECT
+              ▼                                          └─ strict decoder, record by record
+           DECODE                                               └─▶ TYPE, UNKNOWN_COLUMN, DECODE
 
-A record is proven good by counting: when a valid object has as many members as declared ones are present, then none is unknown
-and none occurs twice; when its strings are as many as its names and present string columns, then every string column is a string.
-Its objects are counted alike. Counting is exact and costs a tenth of decoding. Records with nulls, unknown members or nested values are proven member by member
-(`json_members`); what is left, mostly bad records, is decided by the strict decoder.
+A record that has the brackets and names of one already judged needs no parser: its tokens say where every value lies (`json_shapes`), and
+Arrow's views point there (`json_views`). Batches without regular shapes are read by DuckDB, and a record is proven good by counting: when
+a valid object has as many members as declared ones are present, then none is unknown and none occurs twice; when its strings are as many
+as its names and present string columns, then every string column is a string. Its objects are counted alike. Records with nulls, unknown
+members or nested values are proven member by member (`json_members`); what is left, mostly bad records, is decided by the strict decoder.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from beam_pipelines.arrow.engine import local_engine
 from beam_pipelines.arrow.layers import KernelResult, Layer, Query
 from beam_pipelines.arrow.program import Program, Split, Step
 from beam_pipelines.arrow.schema import PROVENANCE_NAMES, RAW, UNKNOWN, Rejected
+from beam_pipelines.arrow.types import DataType
 from beam_pipelines.formats.encoding import canonical
 from beam_pipelines.formats.json_array import read_array
 from beam_pipelines.formats.json_bits import Indexes, chunks, count_per_row, pack, structure
@@ -41,11 +45,12 @@ from beam_pipelines.formats.options import JsonFormat
 from beam_pipelines.formats.reader import Broken, Limits
 
 _PROVEN, _DOUBT, _REFUTED = -1, -2, -3  # in the place of a record's count of members
-_EXTRA = "_extra"
+_EXTRA, _EXTRACTED = "_extra", "_extracted"
 _COLON, _OPEN, _BRACKET, _BACKSLASH = 58, 123, 91, 92
 Counts = npt.NDArray[np.int32]
 _MOSTLY = 0.25  # of the records uncounted: prove members at once
-_RETRY = 64  # batches after which counting is tried again
+_RETRY = 64  # batches after which shapes, or counting, are tried again
+_FEW = 256  # rows for which shapes cost more than they save
 
 
 def decode_steps(contract: Contract, fmt: JsonFormat) -> tuple[Step, ...]:
@@ -96,12 +101,20 @@ class _Decoder:
     sees_rejected: bool = True
     _tools: _Tools | None = field(default=None, repr=False, compare=False)
     _direct: int = field(default=0, repr=False, compare=False)  # batches still to be proven by members at once
+    _irregular: int = field(default=0, repr=False, compare=False)  # batches whose shapes are not looked at
 
     def __post_init__(self) -> None:
         plan(self.contract)  # a wrong contract fails where it is written, not on a worker
 
     def __getstate__(self) -> dict[str, object]:
-        return {"contract": self.contract, "stage": self.stage, "sees_rejected": self.sees_rejected, "_tools": None, "_direct": 0}
+        return {
+            "contract": self.contract,
+            "stage": self.stage,
+            "sees_rejected": self.sees_rejected,
+            "_tools": None,
+            "_direct": 0,
+            "_irregular": 0,
+        }
 
     @property
     def tools(self) -> _Tools:
@@ -120,6 +133,7 @@ class _Decoder:
             columns=names,
             suspect=sql.suspect,
             resolve=self.resolve,
+            unless=_EXTRACTED,
         )
 
     @property
@@ -129,12 +143,47 @@ class _Decoder:
     def __call__(self, batch: pa.RecordBatch) -> KernelResult:
         checked = check_syntax(batch.column(RAW))
         self.tools.batch_rows = batch.num_rows
+        extracted = self._extracted(batch, checked)
+        if extracted is not None:
+            return extracted
         counts, extra = self._judge(checked)
         columns = {LINE: checked.text.lines} | dict(zip(COUNTS, map(pa.array, counts), strict=True))
         if self._keep:
             columns[_EXTRA] = extra
         names = [*batch.schema.names, *columns]
         return pa.RecordBatch.from_arrays([*batch.columns, *columns.values()], names=names), checked.verdicts
+
+    def _extracted(self, batch: pa.RecordBatch, checked: Checked) -> KernelResult | None:
+        """The decoded batch, where most records are of a few shapes."""
+        if not self.tools.shapely or batch.num_rows < _FEW or self._irregular:
+            self._irregular = max(self._irregular - 1, 0)
+            return None
+        found = self.tools.members.extract(checked.text, checked.valid)
+        rest = np.flatnonzero(checked.valid & ~found.good)
+        if len(rest) > _MOSTLY * batch.num_rows:
+            self._irregular = _RETRY
+            return None
+        kept = [n for n in batch.schema.names if n in PROVENANCE_NAMES or n == RAW]
+        verdicts, unknown = checked.verdicts, found.unknown
+        if len(rest):
+            decoded, wrong = self._one_by_one(batch.select(kept), checked.text.lines, rest, refuted=found.wrong[rest])
+            verdicts = verdicts | {int(rest[row]): verdict for row, verdict in wrong.items()}
+            for column, name in enumerate(self.contract.read):
+                found.columns.put(column, rest, decoded.column(name))
+            if self._keep:
+                unknown = _replaced(unknown, rest, decoded.column(UNKNOWN))
+        columns = dict(zip(self.contract.read, found.columns.arrays(), strict=True)) | ({UNKNOWN: unknown} if self._keep else {})
+        columns |= {n: batch.column(n) for n in kept} | {_EXTRACTED: pa.nulls(batch.num_rows, pa.int8())}
+        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), verdicts
+
+    def _one_by_one(self, batch: pa.RecordBatch, lines: pa.Array, rows: Indexes, *, refuted: npt.NDArray[np.bool_]) -> KernelResult:
+        """The records at `rows`, which have no known shape, or (`refuted`) one that their values do not fit."""
+        index, counts = pa.array(rows), _Counts.zeros(len(rows))
+        counts.members[refuted] = _REFUTED
+        part = batch.take(index).append_column(LINE, lines.take(index))
+        for name, count in zip(COUNTS, counts, strict=True):
+            part = part.append_column(name, pa.array(count))
+        return self.resolve(part)
 
     def _judge(self, checked: Checked) -> tuple[_Counts, pa.Array]:
         rows = len(checked.valid)
@@ -176,8 +225,8 @@ class _Decoder:
         proven = batch.filter(pa.array(good))
         parts = [self._select(proven, extra.filter(pa.array(good)))] if proven.num_rows else []
         rest = np.flatnonzero(~good)
-        texts, verdicts = self._strictly(batch.column(RAW).take(pa.array(rest)), rest)
-        parts.append(pa.RecordBatch.from_arrays([pa.array(texts[n], pa.string()) for n in names], names=names))
+        strict, verdicts = self._strictly(batch.column(RAW).take(pa.array(rest)), rest)
+        parts.append(strict)
         back = np.empty(len(good), np.int64)
         back[np.concatenate((np.flatnonzero(good), rest))] = np.arange(len(good))
         decoded = pa.concat_batches(parts).take(pa.array(back))
@@ -191,23 +240,22 @@ class _Decoder:
         query = Query((self.tools.select,), tuple(inputs))
         return local_engine().select(query.sql(), inside.schema)(inside).select(names)
 
-    def _strictly(self, raw: pa.Array, rows: Indexes) -> tuple[dict[str, list[str | None]], dict[int, Rejected]]:
+    def _strictly(self, raw: pa.Array, rows: Indexes) -> tuple[pa.RecordBatch, dict[int, Rejected]]:
         """Record by record: what is bad, and the few good ones that bulk proof cannot see through."""
         names = [*self.contract.read, *((UNKNOWN,) if self._keep else ())]
-        texts: dict[str, list[str | None]] = {n: [] for n in names}
         verdicts: dict[int, Rejected] = {}
-        empty: dict[str, str | None] = dict.fromkeys(names)
+        good: list[dict[str, str | None]] = []
+        where: list[int | None] = []
         for row, record in zip(rows.tolist(), raw.to_pylist(), strict=True):
             decoded = decode_record(record or b"", self.tools.plan)
-            values = empty
             if isinstance(decoded, Rejected):
                 verdicts[row] = decoded
+                where.append(None)
             else:
-                values = decoded.values
-                values[UNKNOWN] = decoded.unknown
-            for name, column in texts.items():
-                column.append(values[name])
-        return texts, verdicts
+                where.append(len(good))
+                good.append(decoded.values | {UNKNOWN: decoded.unknown})
+        arrays = [pa.array([values[name] for values in good], pa.string()) for name in names]
+        return pa.RecordBatch.from_arrays(arrays, names=names).take(pa.array(where, pa.int64())), verdicts
 
 
 class _Tools:
@@ -220,6 +268,7 @@ class _Tools:
         sql = extraction(self.plan)
         keep = self.plan.unknown == "keep"
         self.countable = sql.countable
+        self.shapely = not any(_holds_json(column.dtype) for column in contract.read.values())
         self.select = Layer(
             STAGE,
             let=sql.let,
@@ -239,6 +288,18 @@ class _Counts(NamedTuple):
     @classmethod
     def zeros(cls, rows: int) -> _Counts:
         return cls(*(np.zeros(rows, np.int32) for _ in cls._fields))
+
+
+def _holds_json(dtype: DataType) -> bool:
+    """Whether a text of the type is shown as it is written: then it is to be without white space, as the strict decoder gives it."""
+    inner = (dtype.item,) if dtype.item is not None else tuple(t for _, t in dtype.fields)
+    return dtype.kind == "json" or any(map(_holds_json, inner))
+
+
+def _replaced(column: pa.Array, rows: Indexes, values: pa.Array) -> pa.Array:
+    where = np.arange(len(column))
+    where[rows] = len(column) + np.arange(len(rows))
+    return pa.concat_arrays([column, values]).take(pa.array(where))
 
 
 def _count(checked: Checked, *, exact: bool) -> _Counts:

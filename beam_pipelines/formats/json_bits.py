@@ -24,6 +24,8 @@ Mask = npt.NDArray[np.bool_]
 _QUOTE, _COLON, _BACKSLASH = 34, 58, 92
 _CHUNK_BYTES = 2**20  # the masks of a chunk fit the processor's cache
 _ONE = np.uint64(1)
+WINDOW = 16
+"""Bytes that are looked at together."""
 SPACE: Mask = np.zeros(256, bool)
 SPACE[[9, 10, 13, 32]] = True
 """Which bytes are JSON white space."""
@@ -75,6 +77,11 @@ def unpack(words: Words, size: int) -> Mask:
 def words_of(text: Bytes) -> Words:
     """The 8 bytes that begin at each position as a number, without a copy."""
     return np.ndarray((len(text) - 7,), "<u8", buffer=text.data, strides=(1,))
+
+
+def windows_of(text: Bytes) -> npt.NDArray[np.void]:
+    """The WINDOW bytes that begin at each position, without a copy."""
+    return np.ndarray((len(text) - WINDOW + 1,), f"V{WINDOW}", buffer=text.data, strides=(1,))
 
 
 class Ranks:

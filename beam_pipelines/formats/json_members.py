@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from beam_pipelines.arrow.types import DataType
@@ -25,6 +24,7 @@ from beam_pipelines.formats.json_bits import (
     Bytes,
     Indexes,
     Mask,
+    Ranks,
     Structure,
     between,
     chunks,
@@ -34,24 +34,32 @@ from beam_pipelines.formats.json_bits import (
     structure,
     unpack,
 )
+from beam_pipelines.formats.json_learn import shape_of
 from beam_pipelines.formats.json_names import ANY_NODE, NAME_WORDS, ROOT, Ints, Names, Nodes
-from beam_pipelines.formats.json_plan import ARRAY, KIND_OF_BYTE, NULL, NUMBER, OBJECT, STRING, Member, Plan
-from beam_pipelines.formats.json_shapes import Array, Segments, Shape, Shapes, names_as_words
+from beam_pipelines.formats.json_plan import KIND_OF_BYTE, Member, Plan
+from beam_pipelines.formats.json_shapes import Chunk, Segments, Shape, Shapes, Spans
+from beam_pipelines.formats.json_syntax import Text
+from beam_pipelines.formats.json_tokens import LEVELS, Analysis, Bad, Keys, Tokens
+from beam_pipelines.formats.json_views import Columns
 
-_LEVELS = 16  # deeper records are left to the strict decoder
 _COLON, _COMMA, _OPEN, _SHUT, _BRACKET, _BACKSLASH, _MINUS = 58, 44, 123, 125, 91, 92, 45
 _DENSE_PAIRS = 2**24
 _LONGEST_NUMBER = 64
-
-_STEP = np.zeros(256, np.int8)
-_STEP[[123, 91]], _STEP[[125, 93]] = 1, -1
-_LONGEST_SHAPED_NAME = 80
 
 
 class Proof(NamedTuple):
     """Rows that are proven, and the unknown members of those that have any, as JSON text (NULL: none)."""
 
     good: Mask
+    unknown: pa.Array
+
+
+class Extracted(NamedTuple):
+    """`good` rows have a known shape; the text of their columns, and their unknown members. `wrong` rows have values that do not fit it."""
+
+    good: Mask
+    wrong: Mask
+    columns: Columns
     unknown: pa.Array
 
 
@@ -64,6 +72,7 @@ class Members:
         self._nodes = Nodes(plan)
         self._names = Names(self._nodes.names)
         self._exact = needs_exact_numbers(plan)
+        self._plain = np.array([not member.nested for _, member in plan.leaves], bool)
         self._doubles = np.array([name.decode("utf-8", "surrogatepass") in doubles(plan) for name in self._nodes.names], bool)
         self._shapes = Shapes(**shapes)
 
@@ -77,20 +86,54 @@ class Members:
             return Proof(good, pa.nulls(rows, pa.string()))
         return Proof(good, pa.concat_arrays(found))
 
+    def extract(self, text: Text, valid: Mask) -> Extracted:
+        """Takes the `valid` records apart by their shapes, without a parser; the others are passed over."""
+        rows = len(valid)
+        good, wrong = np.zeros(rows, bool), np.zeros(rows, bool)
+        columns = Columns(text.data, rows, len(self._plain))
+        unknown: list[pa.Array] = []
+        escaped: list[tuple[Indexes, Indexes, list[bytes]]] = []
+        for a, b in chunks(text.offsets):
+            base = int(text.offsets[a])
+            part, local = padded(text.data[base : int(text.offsets[b])], text.offsets[a : b + 1] - base)
+            broken = [(int(local[r]), int(local[r + 1])) for r in np.flatnonzero(~valid[a:b]).tolist()]
+            chunk = Chunk(part, local, blank=broken)
+            spans = Spans.none(len(self._plain), b - a)
+            matched = self._shapes.match(chunk, self._shape, spans)
+            good[a:b], wrong[a:b], segments = matched.proven, matched.named & ~matched.proven, matched.segments
+            columns.fill(a, part, base, spans)
+            if chunk.escapes:
+                escaped.append(self._escaped(chunk, spans, a))
+            unknown.append(_texts(part, segments, b - a) if segments else pa.nulls(b - a, pa.string()))
+        for at, column, texts in escaped:
+            columns.unescape(at, column, texts)
+        return Extracted(good, wrong, columns, pa.concat_arrays(unknown))
+
+    def _escaped(self, chunk: Chunk, spans: Spans, first: int) -> tuple[Indexes, Indexes, list[bytes]]:
+        """Row, column and text of the strings that hold a backslash."""
+        marks = chunk.text[: chunk.size] == _BACKSLASH
+        rows = np.unique(np.searchsorted(chunk.offsets, np.flatnonzero(marks), side="right") - 1)
+        start, stop = spans.start[:, rows], spans.stop[:, rows]
+        ranks = Ranks(pack(marks))
+        column, row = np.nonzero((ranks.below(start) < ranks.below(stop)) & self._plain[:, None])
+        edges = zip(start[column, row].tolist(), stop[column, row].tolist(), strict=True)
+        view = chunk.text.data
+        return rows[row] + first, column, [bytes(view[a:b]) for a, b in edges]
+
     def _chunk(self, data: Bytes, offsets: Indexes, good: Mask) -> pa.Array | None:
-        text, offsets = _padded(data[offsets[0] : offsets[-1]], offsets - offsets[0])
-        escapes = bool((text == _BACKSLASH).any())
-        marks = structure(text[: offsets[-1]], escapes)
-        good[:], unknown = self._shapes.match(text, offsets, marks, escapes=escapes, judge=self._shape)
+        text, offsets = padded(data[offsets[0] : offsets[-1]], offsets - offsets[0])
+        chunk = Chunk(text, offsets)
+        found = self._shapes.match(chunk, self._shape)
+        good[:], unknown = found.proven, found.segments
         rest = np.flatnonzero(~good)
         if len(rest):
             part, part_offsets = _gathered(text, offsets, rest)
-            found = self._analyse(part, part_offsets)
-            good[rest] = found.bad.good
+            analysis = self._analyse(part, part_offsets)
+            good[rest] = analysis.bad.good
             moved = offsets[rest] - part_offsets[:-1]
-            unknown += [Segments(u.start + moved[u.row], u.end + moved[u.row], rest[u.row]) for u in self._kept(found)]
+            unknown += [Segments(u.start + moved[u.row], u.end + moved[u.row], rest[u.row]) for u in self._kept(analysis)]
         if self._exact:
-            _Bad(offsets, good).at(self._delicate(text, int(offsets[-1]), marks))
+            Bad(offsets, good).at(self._delicate(text, int(offsets[-1]), chunk.marks))
         return _texts(text, unknown, len(good))
 
     def _delicate(self, text: Bytes, size: int, marks: Structure) -> Indexes:
@@ -120,12 +163,12 @@ class Members:
         one: Mask = (digit | (np.arange(width) > (end - start)[:, None])).all(axis=1)
         return one
 
-    def _analyse(self, text: Bytes, offsets: Indexes) -> _Analysis:
+    def _analyse(self, text: Bytes, offsets: Indexes) -> Analysis:
         """Tells of each record whether its members fit, by the place of each in the contract."""
         size = int(offsets[-1])
         escapes = bool((text == _BACKSLASH).any())
-        bad = _Bad(offsets, np.ones(len(offsets) - 1, bool))
-        tokens = _Tokens.of(text, size, structure(text[:size], escapes))
+        bad = Bad(offsets, np.ones(len(offsets) - 1, bool))
+        tokens = Tokens.of(text, size, structure(text[:size], escapes))
         bad.at(tokens.too_deep())
         keys = self._keys(text, tokens, bad, escapes=escapes)
         nodes, known, places = self._places(tokens, keys)
@@ -138,9 +181,9 @@ class Members:
         shapely = bool(bad.good.all())
         bad.at(keys.at[(self._nodes.kinds[nodes] & KIND_OF_BYTE[text[_value(text, keys.at)]]) == 0])
         self._elements(text, tokens, places, bad)
-        return _Analysis(bad, tokens, keys, nodes, places, unknown, shapely)
+        return Analysis(bad, tokens, keys, nodes, places, unknown, shapely)
 
-    def _kept(self, found: _Analysis) -> list[Segments]:
+    def _kept(self, found: Analysis) -> list[Segments]:
         """The unknown members of proven records."""
         kept = np.flatnonzero(found.unknown) if self._keep else np.empty(0, np.int64)
         kept = kept[found.tokens.level[found.keys.where[kept]] == 1]
@@ -155,11 +198,11 @@ class Members:
 
     def _shape(self, record: Bytes) -> Shape | None:
         """The shape of a record, where it is regular and all records of its shape may pass."""
-        text, offsets = _padded(record, np.array([0, len(record)], np.int64))
+        text, offsets = padded(record, np.array([0, len(record)], np.int64))
         found = self._analyse(text, offsets)
-        return _shape_of(text, found, self._nodes, keep=self._keep) if found.shapely else None
+        return shape_of(text, found, self._nodes, keep=self._keep) if found.shapely else None
 
-    def _keys(self, text: Bytes, tokens: _Tokens, bad: _Bad, *, escapes: bool) -> _Keys:
+    def _keys(self, text: Bytes, tokens: Tokens, bad: Bad, *, escapes: bool) -> Keys:
         where = np.flatnonzero(tokens.char == _COLON)
         at = tokens.position[where]
         before = skip_space(text, tokens.position_before(where) + 1)
@@ -174,21 +217,21 @@ class Members:
             behind = tokens.char_in_text[np.searchsorted(tokens.position_in_text, backslash)]
             bad.at(backslash[behind == _COLON])
         ids, count = self._names.ids(text, before + 1, length)
-        return _Keys(where, at, before, tokens.container[where], ids, count)
+        return Keys(where, at, before, tokens.container[where], ids, count)
 
-    def _places(self, tokens: _Tokens, keys: _Keys) -> tuple[Ints, Mask, Ints]:
+    def _places(self, tokens: Tokens, keys: Keys) -> tuple[Ints, Mask, Ints]:
         """The node of each member, whether the contract names it, and the node of each container."""
         n = self._nodes
         nodes = np.full(len(keys.at), ANY_NODE, np.int32)
         known = np.ones(len(keys.at), bool)
         containers = np.full(len(tokens.opens), ANY_NODE, np.int32)
         levels = tokens.level[tokens.opens]
-        bounds = np.searchsorted(levels, np.arange(1, _LEVELS + 3)).tolist()
-        key_bounds = np.searchsorted(tokens.level[keys.where], np.arange(1, _LEVELS + 3)).tolist()
+        bounds = np.searchsorted(levels, np.arange(1, LEVELS + 3)).tolist()
+        key_bounds = np.searchsorted(tokens.level[keys.where], np.arange(1, LEVELS + 3)).tolist()
         ordinal = np.zeros(len(tokens.char), np.int32)
         ordinal[tokens.order[keys.where]] = np.arange(len(keys.at), dtype=np.int32)
         containers[: bounds[1]] = ROOT
-        for level in range(1, _LEVELS + 1):
+        for level in range(1, LEVELS + 1):
             a, b = key_bounds[level - 1], key_bounds[level]
             child = n.child[containers[keys.container[a:b]], keys.ids[a:b]] if b > a else nodes[a:b]
             known[a:b] = child >= 0
@@ -202,7 +245,7 @@ class Members:
             containers[a:b] = np.where(member, nodes[ordinal[index]], n.item[outer])
         return nodes, known, containers
 
-    def _elements(self, text: Bytes, tokens: _Tokens, places: Ints, bad: _Bad) -> None:
+    def _elements(self, text: Bytes, tokens: Tokens, places: Ints, bad: Bad) -> None:
         """Values in arrays that have a type."""
         if not self._nodes.lists:
             return
@@ -279,78 +322,7 @@ def _fractions(text: Bytes, inside: Indexes) -> Indexes:
     return found
 
 
-class _Bad:
-    """Marks rows as not proven by positions in the text."""
-
-    def __init__(self, offsets: Indexes, good: Mask) -> None:
-        self.offsets, self.good = offsets, good
-
-    def at(self, positions: npt.NDArray[np.integer]) -> None:
-        if len(positions):
-            self.good[self.rows(positions)] = False
-
-    def rows(self, positions: npt.NDArray[np.integer]) -> Indexes:
-        return np.searchsorted(self.offsets, positions, side="right") - 1
-
-
-class _Tokens:
-    """Structural characters by level, then position. `opens` indexes the opening brackets: container c opened at `opens[c]`."""
-
-    def __init__(self, text: Bytes, position: Indexes) -> None:
-        self.position_in_text = position
-        self.char_in_text = text[position]
-        step = _STEP[self.char_in_text]
-        depth = np.cumsum(step, dtype=np.int32) + (step < 0)
-        self.deep = depth > _LEVELS
-        level = np.minimum(depth, _LEVELS + 1).astype(np.uint8)
-        self.order = np.argsort(level, kind="stable")
-        self.level = level[self.order]
-        self.position = position[self.order]
-        self.char = self.char_in_text[self.order]
-        opening = step[self.order] > 0
-        self.opens = np.flatnonzero(opening)
-        self.container = np.cumsum(opening, dtype=np.int32) - 1
-
-    @classmethod
-    def of(cls, text: Bytes, size: int, marks: Structure) -> _Tokens:
-        part = text[:size]
-        token = (part & 0xD9) == 0x59  # brackets; the other bytes like that (Y _ y DEL) occur in strings only
-        token |= part == _COLON
-        token |= part == _COMMA
-        token &= ~unpack(marks.inside, size)
-        return cls(text, np.flatnonzero(token))
-
-    def too_deep(self) -> Indexes:
-        return self.position_in_text[self.deep]
-
-    def position_before(self, where: Indexes) -> Indexes:
-        """Position of the token in front of each token, in the text's order."""
-        return self.position_in_text[self.order[where] - 1]
-
-    def container_in_text(self, index: Indexes) -> Ints:
-        """The container of tokens by their index in the text's order."""
-        inverse = np.empty(len(self.order), np.int32)
-        inverse[self.order] = self.container
-        return inverse[index]
-
-
-class _Keys(NamedTuple):
-    """Members in the order of their tokens: `where` in the tokens, `at` the colon, `start` the name's quote, `ids` of `names` names."""
-
-    where: Indexes
-    at: Indexes
-    start: Indexes
-    container: Ints
-    ids: Ints
-    names: int
-
-
-def _value(text: Bytes, at: Indexes) -> Indexes:
-    """Where the value behind a colon, comma or bracket begins."""
-    return skip_space(text, at + 1)
-
-
-def _repeated(keys: _Keys, containers: int) -> Mask:
+def _repeated(keys: Keys, containers: int) -> Mask:
     """Members of a name that their object has more than once."""
     pair = keys.container.astype(np.int64) * keys.names + keys.ids
     if containers * keys.names <= _DENSE_PAIRS:
@@ -366,7 +338,7 @@ def _repeated(keys: _Keys, containers: int) -> Mask:
     return repeated
 
 
-def _padded(text: Bytes, offsets: Indexes) -> tuple[Bytes, Indexes]:
+def padded(text: Bytes, offsets: Indexes) -> tuple[Bytes, Indexes]:
     """A copy of the text with room to read words beyond its end."""
     out = np.zeros(len(text) + 8 * NAME_WORDS, np.uint8)
     out[: len(text)] = text
@@ -380,7 +352,7 @@ def _gathered(text: Bytes, offsets: Indexes, rows: Indexes) -> tuple[Bytes, Inde
     edges = list(zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True))
     out = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(offsets[rows + 1] - offsets[rows], out=out[1:])
-    return _padded(np.concatenate([text[a:b] for a, b in edges]), out)
+    return padded(np.concatenate([text[a:b] for a, b in edges]), out)
 
 
 def _texts(text: Bytes, segments: list[Segments], rows: int) -> pa.Array | None:
@@ -411,68 +383,6 @@ def _trimmed(text: Bytes, end: Indexes) -> Indexes:
     return skip_space(text, last - (text[last] == _COMMA), back=True) + 1
 
 
-def _shape_of(text: Bytes, found: _Analysis, nodes: Nodes, *, keep: bool) -> Shape | None:
-    tokens, keys = found.tokens, found.keys
-    shaped = tokens.char_in_text != _COMMA
-    number = np.cumsum(shaped) - 1  # of each token in the text's order among those of the shape
-    by_text = np.argsort(keys.at, kind="stable")
-    at, back = keys.at[by_text], (keys.at - keys.start)[by_text]
-    if len(at) == 0 or (back > _LONGEST_SHAPED_NAME).any() or (text[at - 1] != 34).any():
-        return None
-    colons = number[tokens.order[keys.where[by_text]]]
-    arrays, steps = _array_parts(found, nodes, number)
-    if arrays is None:
-        return None
-    kinds = nodes.kinds[found.nodes[by_text]]
-    unknown = _unknown_parts(found, by_text, colons, back, int(number[-1])) if keep else ()
-    words = names_as_words(text, colons, at, back)
-    return Shape(tokens.char_in_text[shaped], colons, back, kinds, words, arrays, steps, unknown)
-
-
-def _array_parts(found: _Analysis, nodes: Nodes, number: Indexes) -> tuple[tuple[Array, ...] | None, Indexes]:
-    """The typed arrays of a record: those of scalars, and the tokens between which an array of objects holds nothing else."""
-    tokens = found.tokens
-    arrays: list[Array] = []
-    steps: list[int] = []
-    typed = (tokens.char[tokens.opens] == _BRACKET) & (nodes.item[found.places] != ANY_NODE)
-    for container in np.flatnonzero(typed).tolist():
-        kinds = int(nodes.kinds[nodes.item[found.places[container]]]) & ~NULL
-        own = np.flatnonzero(tokens.container == container)
-        opening, closing = int(tokens.order[own[0]]), int(tokens.order[own[-1]])
-        if kinds in (STRING, NUMBER):
-            arrays.append(Array(int(number[opening]), int(number[closing]), kinds))
-        elif kinds in (OBJECT, ARRAY):
-            inside = np.arange(opening, closing)
-            depth = np.cumsum(_STEP[tokens.char_in_text[inside]])
-            shaped = tokens.char_in_text[inside] != _COMMA
-            steps += number[inside[(depth == 1) & shaped]].tolist()  # behind the array's bracket and behind each element
-        else:
-            return None, np.empty(0, np.intp)
-    return tuple(arrays), np.array(steps, np.intp)
-
-
-def _unknown_parts(found: _Analysis, by_text: Indexes, colons: Indexes, back: Indexes, last: int) -> tuple[tuple[int, int, int], ...]:
-    """`Shape.unknown`: runs of top members; each ends where the name of the next begins, or with the record."""
-    top = np.flatnonzero(found.tokens.level[found.keys.where[by_text]] == 1)
-    parts: list[tuple[int, int, int]] = []
-    begin: int | None = None
-    for here, there in zip(top.tolist(), [*top[1:].tolist(), -1], strict=True):
-        if not found.unknown[by_text[here]]:
-            continue
-        begin = here if begin is None else begin
-        if there < 0 or not found.unknown[by_text[there]]:
-            parts.append((begin, last, 0) if there < 0 else (begin, int(colons[there]), int(back[there])))
-            begin = None
-    return tuple(parts)
-
-
-class _Analysis(NamedTuple):
-    """What `_analyse` found. `shapely`: nothing but values can make a record like these bad."""
-
-    bad: _Bad
-    tokens: _Tokens
-    keys: _Keys
-    nodes: Ints
-    places: Ints
-    unknown: Mask
-    shapely: bool
+def _value(text: Bytes, at: Indexes) -> Indexes:
+    """Where the value behind a colon, comma or bracket begins."""
+    return skip_space(text, at + 1)

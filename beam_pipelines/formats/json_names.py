@@ -21,12 +21,16 @@ Hashes = npt.NDArray[np.uint64]
 
 
 class Nodes:
-    """The contract as a table: `child[node, name]` (-1: not named), `item[node]`, and the JSON kinds each node accepts."""
+    """The contract as a table: `child[node, name]` (-1: not named), `item[node]`, and the JSON kinds each node accepts.
+
+    `leaves`: the node of each of the plan's columns.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._kinds: list[int] = [OBJECT, ANY]
         self._item: list[int] = [ANY_NODE, ANY_NODE]
         self._edges: list[tuple[int, str, int]] = []
+        self._of_path: dict[tuple[str, ...], int] = {}
         self.lists = False
         for key, member in plan.root.children.items():
             self._edges.append((ROOT, key, self._member(member, plan)))
@@ -40,8 +44,13 @@ class Nodes:
         self.child = _Clipped(child)
         self.kinds = np.array(self._kinds, np.uint8)
         self.item = np.array(self._item, np.int32)
+        self.leaves = np.array([self._of_path[member.path] for _, member in plan.leaves], np.int32)
 
     def _member(self, member: Member, plan: Plan) -> int:
+        node = self._of_path[member.path] = self._placed(member, plan)
+        return node
+
+    def _placed(self, member: Member, plan: Plan) -> int:
         if member.type is not None and (member.nested or not member.coerce):
             columns = [plan.column(name) for name in member.columns]
             node = self._typed(member.type, coerce=member.coerce, unit=any(c.unit is not None for c in columns))

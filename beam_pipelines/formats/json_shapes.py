@@ -1,25 +1,31 @@
 """Proves records that look like one already judged: the same names in the same order, whatever the values.
 
 A shape is a record's brackets and colons in order, and the name in front of each colon. It is judged once, by `Members`; then a record
-of that shape needs a comparison per name and a look at the first byte of each value. Most batches have a handful of shapes.
+of that shape needs a comparison per name and a look at the first byte of each value. Most batches have a handful of shapes. Since a
+shape's tokens also tell where each column's value begins and ends, its records need no parser (`json_views`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from beam_pipelines.formats.json_bits import Bytes, Indexes, Mask, Ranks, Structure, pack, unpack, words_of
+from beam_pipelines.formats.json_bits import WINDOW, Bytes, Indexes, Mask, Ranks, pack, skip_space, structure, unpack, windows_of
 from beam_pipelines.formats.json_plan import KIND_OF_BYTE, STRING
 
 _COLON, _COMMA, _BACKSLASH, _MINUS = 58, 44, 92, 45
+_NEWLINE = 10
 _SPACE = 32  # outside of strings no other byte up to it is JSON
 _LEAST_ROWS = 16  # fewer rows with one number of tokens are not worth a comparison of their own
 _MOST_SHAPES = 8  # of one number of tokens
-_TRIALS = 256  # shapes judged in vain before no more are looked for
+_TRIALS, _TRIALS_ALIKE = 256, 16  # shapes judged in vain before no more are looked for: in all, and of one number of tokens
+NOWHERE = 4  # no value begins before byte 4; a view is read from 4 bytes before it
 
 Judge = Callable[[Bytes], "Shape | None"]
 Columns = npt.NDArray[np.intp]
@@ -33,10 +39,34 @@ class Array(NamedTuple):
     kind: int
 
 
+class Values(NamedTuple):
+    """Where the values of columns lie. Per value: its `column`, its `member`; it ends `shift` behind the token `end`.
+
+    With `comma`, that is where the next member's name begins, and a comma stands between.
+    """
+
+    column: Columns
+    member: Columns
+    end: Columns
+    shift: npt.NDArray[np.int64]
+    comma: Mask
+
+
+class Spans(NamedTuple):
+    """Where each row's values lie in a text, by column and row; without a value both are NOWHERE."""
+
+    start: Indexes
+    stop: Indexes
+
+    @classmethod
+    def none(cls, columns: int, rows: int) -> Spans:
+        return cls(*(np.full((columns, rows), NOWHERE, np.int64) for _ in cls._fields))
+
+
 class Shape(NamedTuple):
     """`chars`: the tokens. Per member: `colons` (its token), `back` (from colon to the name's quote), `kinds` its type accepts.
 
-    `words` are the names with their quotes in pieces of 8 bytes: token, distance back from the colon, mask and bytes. `steps` are
+    `words` are the names with their quotes in pieces of WINDOW bytes: token, distance back from the colon, mask and bytes. `steps` are
     tokens behind which nothing but a comma may stand before the next (arrays of objects); `unknown` are members to be kept: their
     number, the token that ends them and how far before it they end.
     """
@@ -49,6 +79,7 @@ class Shape(NamedTuple):
     arrays: tuple[Array, ...]
     steps: Columns
     unknown: tuple[tuple[int, int, int], ...]
+    values: Values
 
 
 class Segments(NamedTuple):
@@ -65,17 +96,26 @@ def names_as_words(
     """`Shape.words` of the names that begin `back` before the colons `at`."""
     column: list[int] = []
     distance: list[int] = []
-    masks: list[int] = []
-    words: list[int] = []
+    masks: list[bytes] = []
+    words: list[bytes] = []
     for token, colon, size in zip(colons.tolist(), at.tolist(), back.tolist(), strict=True):
         name = text[colon - size : colon].tobytes()
-        for first in range(0, size, 8):
-            piece = name[first : first + 8]
+        for first in range(0, size, WINDOW):
+            piece = name[first : first + WINDOW]
             column.append(token)
             distance.append(size - first)
-            masks.append((1 << (8 * len(piece))) - 1)
-            words.append(int.from_bytes(piece, "little"))
-    return np.array(column, np.intp), np.array(distance, np.int64), np.array(masks, np.uint64), np.array(words, np.uint64)
+            masks.append((b"\xff" * len(piece)).ljust(WINDOW, b"\0"))
+            words.append(piece.ljust(WINDOW, b"\0"))
+    mask, word = (np.frombuffer(b"".join(pieces), np.uint64).reshape(-1, 2) for pieces in (masks, words))
+    return np.array(column, np.intp), np.array(distance, np.int64), mask, word
+
+
+class Matched(NamedTuple):
+    """Rows `proven` by a shape, rows that have the tokens and names of one (`named`), and the unknown members to keep."""
+
+    proven: Mask
+    named: Mask
+    segments: list[Segments]
 
 
 class Shapes:
@@ -85,104 +125,182 @@ class Shapes:
         self._known: dict[int, list[Shape]] = {}
         self._least_rows = least_rows
         self._trials = _TRIALS
+        self._vain: Counter[int] = Counter()
 
-    def match(self, text: Bytes, offsets: Indexes, marks: Structure, *, escapes: bool, judge: Judge) -> tuple[Mask, list[Segments]]:
-        """Rows proven by a shape, and the unknown members to keep. `judge` gives the shape of a record, or None where it has none.
+    def match(self, chunk: Chunk, judge: Judge, spans: Spans | None = None) -> Matched:
+        """Finds the rows that have a shape. `judge` gives the shape of a record, or None where it has none.
 
-        `text` goes on behind the last record by at least 8 bytes.
+        `spans` is filled with where the values of the proven rows lie.
         """
-        chunk = _Chunk(text, offsets, marks, escapes)
-        first = np.searchsorted(chunk.position, offsets)
+        first = np.searchsorted(chunk.position, chunk.offsets)
         counts = np.diff(first)
-        proven = np.zeros(len(counts), bool)
-        segments: list[Segments] = []
+        found = _Found(chunk, first, np.zeros(len(counts), bool), np.zeros(len(counts), bool), [], spans)
         order = np.argsort(counts, kind="stable")
         edges = np.flatnonzero(np.diff(counts[order])) + 1
         for rows in np.split(order, edges):
-            if len(rows) >= self._least_rows:
-                self._group(chunk, first, rows, int(counts[rows[0]]), proven, segments, judge)
-        return proven, segments
+            if len(rows) >= self._least_rows and counts[rows[0]]:
+                self._group(found, rows, int(counts[rows[0]]), judge)
+        return Matched(found.proven, found.named, found.segments)
 
-    def _group(
-        self, chunk: _Chunk, first: Indexes, left: Indexes, tokens: int, proven: Mask, segments: list[Segments], judge: Judge
-    ) -> None:
+    def _group(self, found: _Found, left: Indexes, tokens: int, judge: Judge) -> None:
         """Rows that have one number of tokens."""
         known = self._known.setdefault(tokens, [])
         for shape in known:
-            left = self._try(chunk, shape, first, left, proven, segments)
-        while len(left) >= self._least_rows and len(known) < _MOST_SHAPES and self._trials > 0:
+            left = found.try_shape(shape, left)
+        while len(left) >= self._least_rows and len(known) < _MOST_SHAPES and self._vain[tokens] < _TRIALS_ALIKE and self._trials > 0:
+            self._vain[tokens] += 1
             self._trials -= 1
             row, left = int(left[0]), left[1:]
-            found = judge(chunk.record(row))
-            if found is None or any(_alike(found, shape) for shape in known):
+            learnt = judge(found.chunk.record(row))
+            if learnt is None or any(_alike(learnt, shape) for shape in known):
                 continue
             before = len(left)
-            left = self._try(chunk, found, first, left, proven, segments)
+            left = found.try_shape(learnt, left)
             if before - len(left) >= self._least_rows // 2:
-                known.append(found)
+                known.append(learnt)
+                self._vain[tokens] -= 1
                 self._trials += 1
 
-    def _try(self, chunk: _Chunk, shape: Shape, first: Indexes, rows: Indexes, proven: Mask, segments: list[Segments]) -> Indexes:
-        """Proves the rows that have the shape; gives the others."""
-        index = first[rows][:, None] + np.arange(len(shape.chars))
-        fits = (chunk.char[index] == shape.chars).all(axis=1)
-        position = chunk.position[index[fits]]
-        good = chunk.agrees(shape, position)
-        done = rows[fits][good]
-        proven[done] = True
+
+@dataclass
+class _Found:
+    """What is known of a chunk's rows so far; row i has the tokens `first[i]` up to `first[i + 1]`.
+
+    `named` rows have the tokens and names of a known shape: where they are not proven, no other shape will do it.
+    """
+
+    chunk: Chunk
+    first: Indexes
+    proven: Mask
+    named: Mask
+    segments: list[Segments]
+    spans: Spans | None
+
+    def try_shape(self, shape: Shape, rows: Indexes) -> Indexes:
+        """Proves the rows that have the shape; gives those that have another."""
+        chunk, tokens = self.chunk, len(shape.chars)
+        fits = _runs(chunk.char, tokens)[self.first[rows]] == shape.chars.tobytes()
+        tried = rows if fits.all() else rows[fits]
+        position = chunk.position[self.first[tried] + np.arange(tokens)[:, None]]
+        position, done = _kept(chunk.has_names(shape, position, tried), position, tried)
+        self.named[done] = True
+        begin = chunk.values(shape, position)
+        good = chunk.fits(shape, position, begin)
+        begin, _ = _kept(good, begin, done)
+        position, done = _kept(good, position, done)
+        self.proven[done] = True
         for member, end, before in shape.unknown:
-            start = position[good, shape.colons[member]] - shape.back[member]
-            segments.append(Segments(start, position[good, end] - before, done))
-        return rows[~proven[rows]]
+            start = position[shape.colons[member]] - shape.back[member]
+            self.segments.append(Segments(start, position[end] - before, done))
+        if self.spans is not None:
+            where = (shape.values.column[:, None], done)
+            self.spans.start[where] = begin[shape.values.member]
+            self.spans.stop[where] = chunk.ends(shape.values, position)
+        return rows[~self.named[rows]]
+
+
+def _kept(good: Mask, position: Indexes, rows: Indexes) -> tuple[Indexes, Indexes]:
+    return (position, rows) if good.all() else (position[:, good], rows[good])
+
+
+def _runs(chars: Bytes, size: int) -> npt.NDArray[np.bytes_]:
+    """The `size` characters that begin at each place, without a copy."""
+    return np.ndarray((len(chars) - size + 1,), f"S{size}", buffer=chars.data, strides=(1,))
 
 
 def _alike(one: Shape, other: Shape) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one.words, other.words, strict=True)) and np.array_equal(one.chars, other.chars)
 
 
-class _Chunk:
-    """A text's brackets and colons, and what is asked about the bytes around them."""
+class Chunk:
+    """A text's brackets and colons, and what is asked about the bytes around them.
 
-    def __init__(self, text: Bytes, offsets: Indexes, marks: Structure, escapes: bool) -> None:
-        self.text, self.offsets, self.marks, self.escapes = text, offsets, marks, escapes
+    The text goes on behind the last record by at least 8 bytes. `blank` are byte ranges of records to pass over.
+    """
+
+    def __init__(self, text: Bytes, offsets: Indexes, *, blank: list[tuple[int, int]] | None = None) -> None:
+        self.text, self.offsets = text, offsets
+        self._blank = blank or []
         self.size = size = int(offsets[-1])
         part = text[:size]
+        self.escapes = bool((part == _BACKSLASH).any())
+        self.marks = structure(part, self.escapes, blank)
         token = (part & 0xD9) == 0x59  # brackets; the other bytes like that (Y _ y DEL) occur in strings only
         token |= part == _COLON
-        token &= ~unpack(marks.inside, size)
+        token &= ~unpack(self.marks.inside, size)
+        for start, end in self._blank:
+            token[start:end] = False
         self.position = np.flatnonzero(token)
         self.char = text[self.position]
-        self.words = words_of(text)
+        self.windows = windows_of(text)
         self._ranks: dict[int, Ranks] = {}
 
     def record(self, row: int) -> Bytes:
         return self.text[int(self.offsets[row]) : int(self.offsets[row + 1])]
 
-    def agrees(self, shape: Shape, position: Indexes) -> Mask:
-        """Rows (of tokens at `position`) whose names are the shape's and whose values are of its kinds."""
+    @cached_property
+    def spaced(self) -> bool:
+        """Whether white space stands anywhere but in strings and, one line feed each, behind records."""
+        space = self.text[: self.size] <= _SPACE
+        space[self.offsets[1:] - 1] &= self.text[self.offsets[1:] - 1] != _NEWLINE
+        for start, end in self._blank:
+            space[start:end] = False
+        return bool((pack(space) & ~self.marks.inside).any())
+
+    def values(self, shape: Shape, position: Indexes) -> Indexes:
+        """Where the value of each member begins, if at most one space stands in front of it."""
+        begin = position[shape.colons] + 1
+        if self.spaced:
+            begin += self.text[begin] <= _SPACE
+        return begin
+
+    def ends(self, values: Values, position: Indexes) -> Indexes:
+        """Where each column's value ends."""
+        stop, comma = position[values.end] + values.shift[:, None], values.comma[:, None]
+        if not self.spaced:
+            return stop - comma
+        last = stop - 1
+        last -= self.text[last] <= _SPACE
+        if ((self.text[last] == _COMMA) == comma).all():  # at most one space behind the comma, and mostly none before it
+            last -= comma
+            if (self.text[last] > _SPACE).all():
+                return last + 1
+        last = skip_space(self.text, (stop - 1).ravel(), back=True).reshape(stop.shape) - comma
+        return skip_space(self.text, last.ravel(), back=True).reshape(stop.shape) + 1
+
+    def has_names(self, shape: Shape, position: Indexes, rows: Indexes) -> Mask:
+        """Which of the rows, with tokens at `position`, have the shape's names."""
         column, distance, mask, word = shape.words
-        good: Mask = ((self.words[position[:, column] - distance] & mask) == word).all(axis=1)
-        at = position[:, shape.colons]
-        if self.escapes:
-            before = at - shape.back - 1
-            good &= (self.text[before] != _BACKSLASH).all(axis=1)
-        first = self.text[at + 1]
-        spaced = first <= _SPACE
-        if spaced.all():
-            first = self.text[at + 2]
-        elif spaced.any():
-            first = np.where(spaced, self.text[at + 2], first)
-        good &= ((KIND_OF_BYTE.take(first) & shape.kinds) != 0).all(axis=1)
+        found = self.windows[position[column] - distance[:, None]].view(np.uint64)
+        wrong = (found[:, ::2] & mask[:, :1]) ^ word[:, :1]
+        wrong |= (found[:, 1::2] & mask[:, 1:]) ^ word[:, 1:]
+        good: Mask = np.bitwise_or.reduce(wrong, axis=0) == 0
+        if self.escapes:  # a name may be the end of a longer one, cut at an escaped quote
+            some = np.flatnonzero(self.escaped_rows[rows])
+            before = position[:, some][shape.colons] - shape.back[:, None] - 1
+            good[some] &= (self.text[before] != _BACKSLASH).all(axis=0)
+        return good
+
+    def fits(self, shape: Shape, position: Indexes, begin: Indexes) -> Mask:
+        """Rows whose values, at `begin`, are of the shape's kinds."""
+        good: Mask = ((KIND_OF_BYTE.take(self.text[begin]) & shape.kinds[:, None]) != 0).all(axis=0)
         for array in shape.arrays:
-            start, end = position[:, array.open] + 1, position[:, array.close]
+            start, end = position[array.open] + 1, position[array.close]
             ranks = self._of_kind(array.kind)
             good &= (ranks.below(end) - ranks.below(start)) == (end - start)
         if len(shape.steps):
-            here, there = position[:, shape.steps], position[:, shape.steps + 1]
+            here, there = position[shape.steps], position[shape.steps + 1]
             gap = there - here
             comma = self.text[here + 1] == _COMMA
-            good &= ((gap == 1) | (comma & ((gap == 2) | ((gap == 3) & (self.text[here + 2] <= _SPACE))))).all(axis=1)
+            good &= ((gap == 1) | (comma & ((gap == 2) | ((gap == 3) & (self.text[here + 2] <= _SPACE))))).all(axis=0)
         return good
+
+    @cached_property
+    def escaped_rows(self) -> Mask:
+        """Rows that hold a backslash."""
+        found = np.zeros(len(self.offsets) - 1, bool)
+        found[np.searchsorted(self.offsets, np.flatnonzero(self.text[: self.size] == _BACKSLASH), side="right") - 1] = True
+        return found
 
     def _of_kind(self, kind: int) -> Ranks:
         """Counts the bytes that an array of strings, or of numbers, may hold."""

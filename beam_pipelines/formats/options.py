@@ -82,9 +82,32 @@ class TextFormat(Model):
 
 
 class AvroFormat(Model):
-    """Avro object container files."""
+    """Avro: object container files, which hold their schema, or messages, whose schema is told.
+
+    A message is one record: without a header (`schema`), with the header of Avro's single-object encoding (`schemas`), or published under a Pub/Sub
+    schema, whose revisions are then fetched from the service. The fields are for messages only.
+    """
 
     type: Literal["avro"] = "avro"
+    schema_: Any = Field(
+        None, alias="schema", description="The schema rows are read as, written here; and what messages without a header were written as."
+    )
+    schema_file: str | None = Field(None, description="`schema` in a file (.avsc).")
+    schemas: tuple[str, ...] = Field(
+        (), description="Files of all schemas that messages were written as, the newest last; each message says which, by its fingerprint."
+    )
+
+    @model_validator(mode="after")
+    def _one_schema(self) -> AvroFormat:
+        if self.schema_ is not None and self.schema_file is not None:
+            raise ValueError("got 'schema' and 'schema_file'; expected one of them")
+        return self
+
+    @property
+    def of_messages(self) -> tuple[str, ...]:
+        """The fields given that only messages have."""
+        given = (("schema", self.schema_), ("schema_file", self.schema_file), ("schemas", self.schemas or None))
+        return tuple(name for name, value in given if value is not None)
 
 
 class ParquetFormat(Model):

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from beam_pipelines.formats.lines import Bytes, Cut, Indexes, line_ends
+from beam_pipelines.formats.lines import Bytes, Cut, Indexes, line_ends, positions
 from beam_pipelines.formats.options import CsvFormat
 
 _NEWLINE = 10
@@ -86,7 +86,7 @@ class Dialect:
         if not self.multiline:
             return line_ends(data)
         escaped = self._escaped(data)
-        newlines = _without(np.flatnonzero(data == _NEWLINE), escaped)
+        newlines = _without(positions(data, _NEWLINE), escaped)
         borders = self._borders(data, newlines, escaped)
         if not len(borders):
             return Cut(newlines + 1)
@@ -97,17 +97,16 @@ class Dialect:
         """Positions of the quotes that open and close fields, alternating (a doubled quote closes and opens)."""
         if not self.quote:
             return np.empty(0, np.int64)
-        quotes = _without(np.flatnonzero(data == ord(self.quote)), escaped)
+        quotes = _without(positions(data, ord(self.quote)), escaped)
         if not len(quotes):
             return quotes
         comments = self._comments_with_quotes(data, newlines, quotes)
-        first = self._first_in_field(data, quotes, escaped)
-        opens = first[::2].copy()
-        if self.doubled:
-            opens[1:] |= np.diff(quotes)[1::2] == 1
-        if opens.all() and not len(comments):
+        opening = quotes[::2]
+        if self.doubled:  # many quotes are the second of two: they need no look at the text
+            opening = opening[np.append(True, opening[1:] - quotes[1:-1:2] != 1)]
+        if not len(comments) and self._first_in_field(data, opening, escaped).all():
             return quotes
-        return self._borders_one_by_one(quotes, first, comments, newlines)
+        return self._borders_one_by_one(quotes, self._first_in_field(data, quotes, escaped), comments, newlines)
 
     def _first_in_field(self, data: Bytes, quotes: Indexes, escaped: Indexes) -> npt.NDArray[np.bool_]:
         before = data[np.maximum(quotes - 1, 0)]
@@ -156,7 +155,7 @@ class Dialect:
         """Positions behind an escape character that is not itself escaped."""
         if not self.escape:
             return np.empty(0, np.int64)
-        escapes = np.flatnonzero(data == ord(self.escape))
+        escapes = positions(data, ord(self.escape))
         if not len(escapes):
             return escapes
         begins = np.concatenate((np.ones(1, bool), np.diff(escapes) != 1))
@@ -167,7 +166,7 @@ class Dialect:
     def unsure_records(self, data: Bytes, starts: Indexes) -> npt.NDArray[np.bool_]:
         """Which of the lines that begin at `starts` hold an unclosed or a misplaced quote: a block parser would join them."""
         unsure = np.zeros(len(starts), bool)
-        quotes = np.flatnonzero(data == ord(self.quote)) if self.quote else np.empty(0, np.int64)
+        quotes = positions(data, ord(self.quote)) if self.quote else np.empty(0, np.int64)
         quotes = _without(quotes, self._escaped(data))
         if not len(quotes):
             return unsure

@@ -12,6 +12,20 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from beam_pipelines.errors import SpecError
 
 
+class Options(PipelineOptions):  # type: ignore[misc]  # Beam ships no types
+    """Beam's options, of which each view is made once.
+
+    Beam asks for a view several times per transform, and each builds an argument parser: a tenth of a second per graph. Views share their
+    values with the options they are of, so one serves as well as many.
+    """
+
+    def view_as(self, cls: Any) -> Any:
+        views: dict[Any, Any] = self.__dict__.setdefault("_views", {})  # Beam's own __setattr__ takes options only
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
+
+
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]  # Beam ships no types
     def error(self, message: str) -> NoReturn:
         raise SpecError(f"Beam option: {message}.", hint="Everything after -- are Beam pipeline options.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -17,8 +16,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_pipelines import metrics
-from beam_pipelines.errors import BeamPipelinesError, RunError, SinkError, SourceError, SpecError, TransientError
+from beam_pipelines.errors import BeamPipelinesError, RunError
 from beam_pipelines.pipeline import Job, build
+from beam_pipelines.runners.beam_options import Options
+from beam_pipelines.runners.failures import own_error
 from beam_pipelines.runners.options import Engine, check_flags, engine_for
 from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.plan import outputs_of
@@ -52,7 +53,7 @@ def run_batch(loaded: LoadedSpec, call: Call = Call()) -> RunResults:
     engine = engine_for(call.runner)
     run = _run_info(loaded, call, engine)
     outputs = outputs_of(loaded.spec, run)
-    with _importable(loaded.directory), _temporary(call.flags, run) as temp_location:
+    with importable(loaded.directory), temporary(call.flags, run) as temp_location:
         prepare(outputs, run)
         try:
             _execute(loaded, run, call, engine, temp_location)
@@ -86,7 +87,7 @@ def _run_info(loaded: LoadedSpec, call: Call, engine: Engine) -> RunInfo:
 
 def _execute(loaded: LoadedSpec, run: RunInfo, call: Call, engine: Engine, temp_location: str) -> None:
     metrics.reset()
-    options = PipelineOptions([*call.flags, f"--temp_location={temp_location}"], runner=engine.name)
+    options = Options([*call.flags, f"--temp_location={temp_location}"], runner=engine.name)
     pipeline = beam.Pipeline(runner=engine.name, options=options)
     job = Job(loaded.spec, run, temp_location, call.apply_lateness, tuple(call.args.items()))
     build(pipeline, job)
@@ -96,48 +97,11 @@ def _execute(loaded: LoadedSpec, run: RunInfo, call: Call, engine: Engine, temp_
         except BeamPipelinesError:
             raise
         except Exception as error:
-            raise _own_error(error) from error
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """The error of ours, or the interruption, inside what a runner raised; else a RunError that names the cause."""
-    chain = list(_causes(error))
-    for cause in chain:
-        if isinstance(cause, BeamPipelinesError | KeyboardInterrupt):
-            return cause
-    text = "\n".join(str(cause) for cause in chain)
-    if "KeyboardInterrupt" in text or "Query interrupted" in text:  # Beam turns what a DoFn raises into RuntimeError; so does DuckDB
-        return KeyboardInterrupt()
-    ours = list(_OURS.finditer(text))  # from a worker process an exception comes as the text of its traceback
-    if ours:
-        kind = {k.__name__: k for k in (SpecError, SourceError, SinkError, TransientError, RunError)}.get(ours[-1][1], RunError)
-        return kind(ours[-1][2].strip())
-    return RunError(f"the job failed: {_last_line(error)}", hint="Run again with --log-level debug for the engine's own account.")
-
-
-_OURS = re.compile(r"beam_pipelines\.errors\.(\w+): ((?:.(?!\[while running))*)")
-_STEP = re.compile(r"\s*\[while running '([^']*)'\]")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _last_line(error: BaseException) -> str:
-    """What went wrong, in which step of the graph: without the traceback that a worker process sends along."""
-    text = str(error).strip()
-    last = next((line for line in reversed(text.splitlines()) if line.strip() and not _STEP.fullmatch(line)), "")
-    step = _STEP.search(text)
-    plain = _STEP.sub("", last).strip()
-    kind = type(error).__name__
-    named = plain if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", plain) else f"{kind}: {plain}" if plain else kind
-    return f"{named}, in step {step[1]}." if step else f"{named}."
+            raise own_error(error) from error
 
 
 @contextlib.contextmanager
-def _temporary(flags: Sequence[str], run: RunInfo) -> Iterator[str]:
+def temporary(flags: Sequence[str], run: RunInfo) -> Iterator[str]:
     """The user's --temp_location, or a folder of this machine that goes with the run."""
     given = PipelineOptions(list(flags)).view_as(GoogleCloudOptions).temp_location
     if given:
@@ -151,7 +115,7 @@ def _temporary(flags: Sequence[str], run: RunInfo) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _importable(directory: str) -> Iterator[None]:
+def importable(directory: str) -> Iterator[None]:
     """The spec's folder on the path of this process and of worker processes, so that `apply` finds a package beside the spec."""
     before = os.environ.get("PYTHONPATH")
     sys.path.insert(0, directory)

@@ -23,12 +23,14 @@ from beam_pipelines.arrow.program import Program, Split, Step
 from beam_pipelines.arrow.schema import DEAD_LETTERS, PROVENANCE_NAMES, RAW
 from beam_pipelines.arrow.sensitive import sensitive_columns
 from beam_pipelines.arrow.steps import civil_after
+from beam_pipelines.edges import raw_key
 from beam_pipelines.formats.reader import Broken
-from beam_pipelines.sources.files import broken_letters, file_ranges, read_range
+from beam_pipelines.sources.batch import read_pieces
+from beam_pipelines.sources.files import broken_letters
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import FileSource
+from beam_pipelines.spec.sources import BatchSource, FileSource
 from beam_pipelines.transforms.prepare import row_stages
 
 _BLOCK_BYTES = 2**20  # the first rows do not need a whole block of a run
@@ -46,7 +48,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class StageView:
-    """What one stage did. `columns`: name to "new TYPE", "OLD -> NEW" or "gone"; `rows` are its first rows, sensitive columns masked."""
+    """What one stage did. `columns`: name to "new TYPE", "OLD -> NEW" or "gone"; `rows` are its first rows, sensitive columns masked;
+    `empty` are columns of the contract that are NULL in every row."""
 
     name: str
     rows_in: int
@@ -57,6 +60,7 @@ class StageView:
     refused: tuple[Refused, ...] = ()
     warned: Mapping[str, int] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
 
     @property
     def dead(self) -> int:
@@ -82,7 +86,7 @@ def preview(loaded: LoadedSpec, *, rows: int = 1000, show: int = 5) -> list[Stag
     return views
 
 
-def _source_views(spec: PipelineSpec, number: int, source: FileSource, most: int, show: int) -> Iterator[tuple[StageView, pa.RecordBatch]]:
+def _source_views(spec: PipelineSpec, number: int, source: BatchSource, most: int, show: int) -> Iterator[tuple[StageView, pa.RecordBatch]]:
     batch, letters = _first_rows(spec, source, most)
     several = len(spec.sources.batch) > 1
     name = f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in source.patterns)}" if several else "read"
@@ -97,34 +101,31 @@ def _source_views(spec: PipelineSpec, number: int, source: FileSource, most: int
         view = StageView(
             f"{stage} [{number}]" if several else stage, before.num_rows, batch.num_rows, _shown(batch, spec, show),
             filtered=split.filtered, refused=_refused(split.dead, spec), warned={n: c for n, c in split.warned.items() if c},
-            columns=_changes(before.schema, batch.schema),
+            columns=_changes(before.schema, batch.schema), empty=_empty(batch, spec) if stage == "conform" else (),
         )  # fmt: skip
         yield view, batch
 
 
-def _first_rows(spec: PipelineSpec, source: FileSource, most: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def _first_rows(spec: PipelineSpec, source: BatchSource, most: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """The first records of the first files as one raw batch, and letters for those that cannot be read."""
-    small = source.model_copy(update={"block_bytes": min(source.block_bytes, _BLOCK_BYTES)})
+    small = source.model_copy(update={"block_bytes": min(source.block_bytes, _BLOCK_BYTES)}) if isinstance(source, FileSource) else source
     batches: list[pa.RecordBatch] = []
     letters: list[pa.RecordBatch] = []
     missing = most
-    for part in file_ranges(small, spec.contract):
-        for piece in read_range(part, small, spec.contract):
-            if isinstance(piece, Broken):
-                letters += broken_letters(part.path, piece)
-                missing -= piece.rows
-            elif not batches or piece.schema.equals(batches[0].schema):
-                batches.append(piece.slice(0, missing))
-                missing -= batches[-1].num_rows
-            if missing <= 0:
-                break
+    for path, piece in read_pieces(small, spec.contract, key=raw_key(spec)):
+        if isinstance(piece, Broken):
+            letters += broken_letters(path, piece)
+            missing -= piece.rows
+        elif not batches or piece.schema.equals(batches[0].schema):
+            batches.append(piece.slice(0, missing))
+            missing -= batches[-1].num_rows
         if missing <= 0:
             break
     raw = concat(batches) if batches else pa.RecordBatch.from_pylist([], schema=pa.schema([]))
     return raw, concat(letters) if letters else pa.RecordBatch.from_pylist([], schema=DEAD_LETTERS)
 
 
-def _run(spec: PipelineSpec, source: FileSource, stage: str, steps: tuple[Step, ...], batch: pa.RecordBatch) -> Split:
+def _run(spec: PipelineSpec, source: BatchSource, stage: str, steps: tuple[Step, ...], batch: pa.RecordBatch) -> Split:
     contract = spec.contract
     civil = contract.civil if stage in ("decode", "conform", "arrival") else civil_after(spec.transform, contract.civil)
     if not batch.num_rows:
@@ -162,6 +163,12 @@ def _refused(letters: pa.RecordBatch, spec: PipelineSpec) -> tuple[Refused, ...]
     counts = Counter(letter["reason"] for letter in quiet)
     first = {letter["reason"]: letter["message"] for letter in reversed(quiet)}
     return tuple(Refused(reason, count, first[reason] or "") for reason, count in counts.most_common())
+
+
+def _empty(batch: pa.RecordBatch, spec: PipelineSpec) -> tuple[str, ...]:
+    """Columns that the source should fill and does not: perhaps they have another name there."""
+    names = [n for n in spec.contract.read if n in batch.schema.names]
+    return tuple(n for n in names if batch.num_rows and batch.column(n).null_count == batch.num_rows)
 
 
 def _changes(before: pa.Schema, after: pa.Schema) -> dict[str, str]:

@@ -112,4 +112,12 @@ def _raw(raw: bytes | None, raw_format: str | None, size: int | None) -> str | N
         return None
     if (raw_format or "").endswith(_SEALED):
         return f"({size:,} bytes, encrypted)"
-    return raw.decode("utf-8", "backslashreplace") + (f"… ({size:,} bytes)" if size and size > _RAW_BYTES else "")
+    text = raw.hex(" ") if raw_format == "avro" and not _readable(raw) else raw.decode("utf-8", "backslashreplace")
+    return text + (f"… ({size:,} bytes)" if size and size > _RAW_BYTES else "")
+
+
+def _readable(raw: bytes) -> bool:
+    try:
+        return raw.decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return False

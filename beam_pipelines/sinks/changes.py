@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from beam_pipelines.errors import SinkError
+from beam_pipelines.places import exists, join, list_files, list_folders
 from beam_pipelines.sinks.manifest import Change, LiveFile, Merge, Snapshot
-from beam_pipelines.sinks.places import exists, join, list_files, list_folders
 from beam_pipelines.sinks.run import Output, RunInfo
 
 INPROGRESS = ".inprogress"

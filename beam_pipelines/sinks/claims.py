@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.sinks.places import create_new, delete, is_local, join, local, prune_folders, read_bytes, refused, write_bytes
+from beam_pipelines.places import create_new, delete, join, locked, prune_folders, read_bytes, write_bytes
 from beam_pipelines.sinks.run import Output, RunInfo, utc_now
 
 STALE_AFTER = timedelta(hours=6)
@@ -108,7 +108,7 @@ def _take(output: Output, run: RunInfo) -> bool:
     """True if the claim is new, False if it was ours."""
     now = utc_now()
     mine = Claim(run.run_id, run.attempt, this_process(), now, now)
-    with _guard(output):
+    with locked(output.folder):
         held = holder(output)
         if held is not None and _same(held, run):
             write_bytes(_path(output), msgspec.json.encode(replace(held, renewed_at=now)))
@@ -136,27 +136,6 @@ def _same(held: Claim, run: RunInfo) -> bool:
 
 def _path(output: Output) -> str:
     return join(output.staging, CLAIM)
-
-
-@contextmanager
-def _guard(output: Output) -> Iterator[None]:
-    """Reading, judging and replacing a claim as one act on this machine: an advisory lock on the output's folder."""
-    if not is_local(output.folder):
-        yield
-        return
-    try:
-        os.makedirs(local(output.folder), exist_ok=True)
-        handle = os.open(local(output.folder), os.O_RDONLY)
-    except OSError as error:
-        raise refused(output.path, error) from error
-    try:
-        with suppress(ImportError):  # Windows: create_new alone decides
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _started(pid: int) -> str | None:

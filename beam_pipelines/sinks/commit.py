@@ -47,11 +47,12 @@ class Inbox:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a run is judged by. `args` are kept in its record."""
+    """What a run is judged by. `args` are kept in its record; `published` outputs are counted, and are nothing to commit."""
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     judge: Judge | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[Output, ...] = ()
 
 
 class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -60,16 +61,20 @@ class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     Takes one PCollection or several of: ledger counts `(unit, source, outcome, detail, rows)`, `("file", output, partition, path, rows, bytes)` and
     `("schema", output, columns)` as sinks give them, `("check", name, state)`. `outputs` are the sinks' `output`s. Gives one `RunResults`.
 
+    `published` are outputs whose rows are gone already, as messages: they are in the ledger.
+
     A run that fails leaves the outputs as they were, writes its record, and raises RunError unless `raise_on_failure` is off.
     """
 
     def __init__(
         self, run: RunInfo, outputs: Sequence[Output], *, thresholds: Thresholds | None = None, judge: Judge | None = None,
-        args: Mapping[str, Any] | None = None, raise_on_failure: bool = True,
+        args: Mapping[str, Any] | None = None, raise_on_failure: bool = True, published: Sequence[Output] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         check_outputs(outputs)
-        self._conclude = Conclude(run, tuple(outputs), Verdicts(thresholds or Thresholds(), judge, args or {}), raise_on_failure)
+        self._conclude = Conclude(
+            run, tuple(outputs), Verdicts(thresholds or Thresholds(), judge, args or {}, tuple(published)), raise_on_failure
+        )
 
     def expand(self, arriving: Any) -> beam.PCollection:
         collections: tuple[beam.PCollection, ...] = arriving
@@ -112,7 +117,7 @@ class Conclude(beam.DoFn):  # type: ignore[misc]
 def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], verdicts: Verdicts) -> RunResults:
     """Judges the run over all it produced, then commits or abandons it; the record, also stored under the state folder."""
     inbox = sort_elements(elements)
-    ledger = tally(inbox.counts, outputs)
+    ledger = tally(inbox.counts, [*outputs, *verdicts.published])
     checks = tuple(verdicts.judge(inbox.checks, ledger)) if verdicts.judge is not None else ()
     thresholds = judge_thresholds(ledger, dead_letters=verdicts.thresholds.dead_letters, per_check=verdicts.thresholds.per_check)
     failures = failures_of(ledger, checks, thresholds) + _lost_files(inbox, ledger, outputs)
@@ -122,7 +127,7 @@ def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], v
     )  # fmt: skip
     if failures:
         return _fail(run, outputs, record)
-    known = snapshots(run.state)
+    known = snapshots(run.state, {o.name: o.path for o in outputs})
     schemas = {o.name: columns for o in outputs if (columns := _columns(o, inbox.schemas.get(o.name, ()), known.get(o.name)))}
     headers = {o.name: csv_header([n for n, _ in schemas[o.name]]) for o in outputs if o.single and o.format == "csv" and o.name in schemas}
     letters = frozenset(line.source for line in ledger.lines if line.dead or line.refused or line.late)

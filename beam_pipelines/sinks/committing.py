@@ -16,15 +16,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from beam_pipelines.errors import SinkError
+from beam_pipelines.places import delete, delete_tree, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.changes import change_of, check_layout
 from beam_pipelines.sinks.claims import claim, release
 from beam_pipelines.sinks.manifest import Change, Commit, Merge, Snapshot
-from beam_pipelines.sinks.places import delete, delete_tree, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
 from beam_pipelines.sinks.results import OutputResult, RunResults, find_run, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, staging_of
 
 _TRIES = 20
+KEPT_PLACES = 50
+"""Places of one output that a state remembers besides the current one."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
     try:
         for _ in _recover(run, outputs):
             pass
-        known = manifest.snapshots(run.state)
+        known = manifest.snapshots(run.state, {o.name: o.path for o in outputs})
         for output in outputs:
             check_layout(output, known.get(output.name))
             _sweep(output, run)
@@ -166,18 +168,30 @@ def _decide(work: Work) -> Commit:
 def _plan(work: Work, newest: Commit | None) -> Commit:
     number = 1 if newest is None else newest.number + 1
     snapshots: dict[str, Snapshot] = {} if newest is None else dict(newest.snapshots)
+    before = {o.name: None if newest is None else newest.at(o.name, o.path) for o in work.outputs}
     changes: dict[str, Change] = {}
     results: list[OutputResult] = []
     for output in work.outputs:
         mine = tuple(s for s in work.staged if s.output == output.name)
         snapshot, change = change_of(
-            output, snapshots.get(output.name), [(s.partition, s.path, s.rows, s.bytes) for s in mine], run=work.run, number=number,
+            output, before[output.name], [(s.partition, s.path, s.rows, s.bytes) for s in mine], run=work.run, number=number,
             sources=work.sources, letters=work.letters, schema=work.schemas.get(output.name, ()), header=work.headers.get(output.name, b""),
         )  # fmt: skip
         snapshots[output.name], changes[output.name] = snapshot, change
         results.append(_result(output, mine, change))
     record = replace(work.record, outputs=tuple(results))
-    return Commit(number, work.run.run_id, snapshots, changes, record)
+    return Commit(number, work.run.run_id, snapshots, changes, record, elsewhere=_elsewhere(newest, snapshots))
+
+
+def _elsewhere(newest: Commit | None, snapshots: Mapping[str, Snapshot]) -> tuple[Snapshot, ...]:
+    """Outputs at other places than those that are current after this commit, the newest of each name."""
+    known = () if newest is None else (*newest.elsewhere, *newest.snapshots.values())
+    others = [s for s in known if s.output not in snapshots or not manifest.same_place(s.path, snapshots[s.output].path)]
+    kept: list[Snapshot] = []
+    for snapshot in sorted(others, key=lambda s: -s.version):
+        if sum(s.output == snapshot.output for s in kept) < KEPT_PLACES:
+            kept.append(snapshot)
+    return tuple(kept)
 
 
 def _result(output: Output, staged: Sequence[Staged], change: Change) -> OutputResult:

@@ -17,8 +17,8 @@ from beam_pipelines.arrow.masking import mask_letters, parse_key
 from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import SpecError
+from beam_pipelines.places import join
 from beam_pipelines.sinks.parquet import ParquetEncoder
-from beam_pipelines.sinks.places import join
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.text import TextEncoder
 from beam_pipelines.sinks.write import Write, Written, layout_of
@@ -40,13 +40,13 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no 
     ) -> None:  # fmt: skip
         super().__init__()
         sink = sink or ParquetSink(path=join(run.state, LABEL))
-        self._complete = CompleteLetters(run, contract, raw_key)
-        self._write = _parquet(sink, run, label) if isinstance(sink, ParquetSink) else _text(sink, run, label, text_format)
-        self.output: Output = self._write.output
+        self.complete = CompleteLetters(run, contract, raw_key)
+        self.write = _parquet(sink, run, label) if isinstance(sink, ParquetSink) else _text(sink, run, label, text_format)
+        self.output: Output = self.write.output
 
     def expand(self, letters: beam.PCollection) -> Written:
-        complete = letters | "Complete" >> beam.ParDo(self._complete).with_output_types(pa.RecordBatch)
-        written: Written = complete | "Write" >> self._write
+        complete = letters | "Complete" >> beam.ParDo(self.complete).with_output_types(pa.RecordBatch)
+        written: Written = complete | "Write" >> self.write
         return written
 
 

@@ -20,8 +20,8 @@ from beam_pipelines.arrow.counts import rows_by_source
 from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.partitioning import check_partitions, directory, refusal, split
 from beam_pipelines.errors import SinkError
+from beam_pipelines.places import join, refused
 from beam_pipelines.sinks.changes import INPROGRESS
-from beam_pipelines.sinks.places import join, refused
 
 GROUP_ROWS = 122_880  # DuckDB's own row group: its readers parallelise over them
 GROUP_BYTES = 32 << 20

@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from beam_pipelines.sinks.places import create_new, delete, exists, join, list_files, read_bytes, write_bytes
+from beam_pipelines.places import create_new, delete, exists, join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.results import RunResults
 
 KEPT_COMMITS = 50
@@ -87,7 +87,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Commit:
-    """One decided commit: all outputs as they will be, how to get there for those that change, and the run's record."""
+    """One decided commit: all outputs as they will be, how to get there for those that change, and the run's record.
+
+    `elsewhere` are outputs of the same names as runs with other parameters wrote them to other places: each place is an output of its own.
+    """
 
     number: int
     run_id: str
@@ -95,6 +98,18 @@ class Commit:
     changes: Mapping[str, Change]
     record: RunResults
     version: int = 1
+    elsewhere: tuple[Snapshot, ...] = ()
+
+    def at(self, output: str, path: str) -> Snapshot | None:
+        """The output as it is at the place `path`; None if it was never written there."""
+        current = self.snapshots.get(output)
+        known = (*self.elsewhere, *(() if current is None else (current,)))
+        return next((s for s in known if s.output == output and same_place(s.path, path)), None)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two paths name one output."""
+    return one.rstrip("/") == other.rstrip("/")
 
 
 def folder(state: str) -> str:
@@ -152,12 +167,16 @@ def latest(state: str) -> Commit | None:
     return read_commit(state, known[-1]) if known else None
 
 
-def snapshots(state: str) -> dict[str, Snapshot]:
-    """Every output as it is now: the exact view that readers use. Takes no lock; also right while a commit is under way."""
+def snapshots(state: str, places: Mapping[str, str] | None = None) -> dict[str, Snapshot]:
+    """Every output as it is now: the exact view that readers use. Takes no lock; also right while a commit is under way.
+
+    `places` says by name at which path an output is looked for; the others are where the newest run wrote them.
+    """
     newest = latest(state)
     if newest is None:
         return {}
-    found = {name: _at_rest(state, name, snapshot) for name, snapshot in newest.snapshots.items()}
+    chosen = {**newest.snapshots, **{name: newest.at(name, path) for name, path in (places or {}).items()}}
+    found = {name: _at_rest(state, name, snapshot) for name, snapshot in chosen.items() if snapshot is not None}
     return {name: snapshot for name, snapshot in found.items() if snapshot is not None}
 
 
@@ -175,7 +194,7 @@ def _at_rest(state: str, name: str, snapshot: Snapshot) -> Snapshot | None:
         if commit is None or all(exists(target) for target in commit.changes[name].targets):
             return current  # a forgotten commit was carried out
         before = read_commit(state, commit.number - 1)
-        current = None if before is None else before.snapshots.get(name)
+        current = None if before is None else before.at(name, snapshot.path)
     return current
 
 

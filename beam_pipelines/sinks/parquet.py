@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.arrow.schema import POSITION
+from beam_pipelines.places import is_local, local, open_new, parent, refused
 from beam_pipelines.sinks.files import FileWriter
-from beam_pipelines.sinks.places import is_local, local, open_new, parent, refused
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.write import Masking, Write, layout_of
 from beam_pipelines.spec.sinks import ParquetSink

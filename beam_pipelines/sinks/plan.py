@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
 from beam_pipelines.sinks.dead_letters import LABEL, WriteDeadLetters
+from beam_pipelines.sinks.labels import labels_of, text_format
 from beam_pipelines.sinks.parquet import WriteParquet
+from beam_pipelines.sinks.pubsub import Publish, PublishDeadLetters
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.text import WriteText
 from beam_pipelines.sinks.write import Masking, Write
@@ -17,36 +18,55 @@ from beam_pipelines.spec.secrets import resolve_secret
 from beam_pipelines.spec.sinks import ParquetSink, Sink
 
 
-def labels_of(spec: PipelineSpec) -> tuple[str, ...]:
-    """The name of each sink, in order: what it takes (`rows`); where several take the same, the later ones say how (`rows_csv`, `rows_csv_2`)."""
-    labels: list[str] = []
-    for sink in spec.sinks:
-        label = sink.from_ if sink.from_ not in labels else f"{sink.from_}_{_kind(sink)}"
-        number = 2
-        while label in labels:
-            label, number = f"{sink.from_}_{_kind(sink)}_{number}", number + 1
-        labels.append(label)
-    return tuple(labels)
-
-
 def writes_of(spec: PipelineSpec, run: RunInfo) -> list[Write]:
     """A staging transform for every sink of rows and panes; `output.of` says which."""
-    return [_write(spec, sink, label, run) for sink, label in zip(spec.sinks, labels_of(spec), strict=True) if sink.from_ != LABEL]
+    return [
+        _write(spec, sink, label, run)
+        for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
+        if sink.from_ != LABEL and sink.pubsub is None
+    ]
+
+
+def publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: int | None = None) -> list[Publish]:
+    """A publishing transform for every sink of rows and panes that is a topic; see `Publish` for `published_before`."""
+    return [
+        Publish(
+            sink.pubsub, label=label, of=sink.from_, run=run, masking=_masking(spec, sink), published_before=published_before,
+            event_time=spec.contract.event_time if sink.from_ == "rows" else "_window_start", key=spec.contract.key,
+        )
+        for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
+        if sink.from_ != LABEL and sink.pubsub is not None
+    ]  # fmt: skip
+
+
+def letter_publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: int | None = None) -> list[PublishDeadLetters]:
+    """A publishing transform for every sink of dead letters that is a topic."""
+    key = partial(resolve_secret, spec.dead_letters.raw_key) if spec.dead_letters.raw_key else None
+    return [
+        PublishDeadLetters(sink.pubsub, run=run, contract=spec.contract, raw_key=key, label=label, published_before=published_before)
+        for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
+        if sink.from_ == LABEL and sink.pubsub is not None
+    ]
+
+
+def published_of(spec: PipelineSpec, run: RunInfo) -> list[Output]:
+    """Every topic the run publishes to: outputs that are counted, and that no commit can take back."""
+    return [p.output for p in publishes_of(spec, run)] + [p.output for p in letter_publishes_of(spec, run)]
 
 
 def letter_writes_of(spec: PipelineSpec, run: RunInfo) -> list[WriteDeadLetters]:
     """A staging transform for every sink of dead letters; one under the state folder where the spec has none."""
     key = partial(resolve_secret, spec.dead_letters.raw_key) if spec.dead_letters.raw_key else None
     found = [
-        WriteDeadLetters(sink.destination, run=run, contract=spec.contract, raw_key=key, text_format=_text_format(sink), label=label)
+        WriteDeadLetters(sink.destination, run=run, contract=spec.contract, raw_key=key, text_format=text_format(sink), label=label)
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ == LABEL
+        if sink.from_ == LABEL and sink.pubsub is None
     ]
     return found or [WriteDeadLetters(run=run, contract=spec.contract, raw_key=key)]
 
 
 def outputs_of(spec: PipelineSpec, run: RunInfo) -> list[Output]:
-    """Every place the run will write to, dead letters included."""
+    """Every place the run will write files to, dead letters included."""
     return [w.output for w in writes_of(spec, run)] + [w.output for w in letter_writes_of(spec, run)]
 
 
@@ -62,7 +82,7 @@ def _write(spec: PipelineSpec, sink: Sink, label: str, run: RunInfo) -> Write:
             destination, label=label, run=run, provenance=provenance, event_time=event_time, key=key, masking=masking, of=sink.from_
         )
     return WriteText(
-        destination, text_format=_text_format(sink), label=label, run=run, provenance=provenance, masking=masking, of=sink.from_
+        destination, text_format=text_format(sink), label=label, run=run, provenance=provenance, masking=masking, of=sink.from_
     )
 
 
@@ -77,11 +97,3 @@ def _masking(spec: PipelineSpec, sink: Sink) -> Masking | None:
 def _hmac_key(spec: PipelineSpec) -> Callable[[], bytes] | None:
     """What gives the key of `sensitive: hmac` on a worker; None where no column needs one."""
     return partial(resolve_secret, spec.hmac_reference) if spec.hmac_reference else None
-
-
-def _kind(sink: Sink) -> str:
-    return "parquet" if sink.parquet else _text_format(sink)
-
-
-def _text_format(sink: Sink) -> Literal["csv", "jsonl"]:
-    return "csv" if sink.csv else "jsonl"

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import msgspec
 
 from beam_pipelines.errors import RunError
+from beam_pipelines.places import join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.ledger import Ledger, Line
-from beam_pipelines.sinks.places import join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.run import RunInfo
 
 VERSION = 1
@@ -46,7 +46,10 @@ class Metadata:
 
 @dataclass(frozen=True)
 class OutputResult:
-    """What a run committed to one output. `replaced_files` were there before and are gone."""
+    """What a run committed to one output. `replaced_files` were there before and are gone.
+
+    `stored`: what all starts of a stream have stored in the output's speed layer, in rows that readers see.
+    """
 
     name: str
     of: str
@@ -57,7 +60,7 @@ class OutputResult:
     bytes: int
     partitions: tuple[str, ...]
     replaced_files: int = 0
-    status: Literal["committed", "untouched"] = "committed"
+    status: Literal["committed", "untouched", "stored"] = "committed"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from beam_pipelines.errors import SpecError
-from beam_pipelines.sinks.places import join, parent
+from beam_pipelines.places import join, parent
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 STAGING = ".staging"
@@ -32,7 +32,7 @@ class RunInfo:
     """One run of one pipeline. `run_id` is its identity: a second commit under the same id changes nothing.
 
     `attempt` tells two launches under one id apart. `state` is the folder of runs and commits, `contract` the contract's fingerprint,
-    `started_at` ISO 8601 in UTC.
+    `started_at` ISO 8601 in UTC. `epoch` counts the starts of a stream (see `epochs`); 0 in a batch.
     """
 
     run_id: str
@@ -45,6 +45,7 @@ class RunInfo:
     engine: str = ""
     spec: str = ""
     attempt: str = field(default_factory=lambda: secrets.token_hex(6))
+    epoch: int = 0
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.run_id):
@@ -84,6 +85,11 @@ class Output:
         """Where runs stage files of this output; on the same file system, so that a move is a rename."""
         name = self.path.rpartition("/")[2]
         return join(self.folder, f"{STAGING}-{name}" if self.single else STAGING)
+
+    @property
+    def speed(self) -> str:
+        """The folder of the output's speed layer, beside `path`, which is the batch's: Parquet whatever `format` says."""
+        return self.path.rstrip("/") + ".speed"
 
     @property
     def ending(self) -> str:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.arrow.engine import literal, local_engine
+from beam_pipelines.places import open_new
 from beam_pipelines.sinks.files import FileWriter
-from beam_pipelines.sinks.places import open_new
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.views import BASE64
 from beam_pipelines.sinks.write import Masking, Write, layout_of
@@ -81,13 +81,18 @@ def csv_lines(batch: pa.RecordBatch) -> bytes:
 
 def json_lines(batch: pa.RecordBatch) -> bytes:
     """The rows as JSON objects, one per line."""
+    return _joined(json_objects(batch))
+
+
+def json_objects(batch: pa.RecordBatch) -> pa.Array:
+    """The rows as JSON objects, one text each."""
     names = batch.schema.names
     plain = pa.RecordBatch.from_arrays([_json_ready(c) for c in batch.columns], names=[f"c{i}" for i in range(len(names))])
     members = [
         f"{literal(_key(name, i))}, coalesce({_json_sql(f'c{i}', batch.schema.field(i).type)}, 'null')" for i, name in enumerate(names)
     ]
     lines = local_engine().select(f"SELECT concat({', '.join(members)}, '}}') AS line FROM $slot", plain.schema)(plain)
-    return _joined(lines.column("line"))
+    return lines.column("line")
 
 
 def _key(name: str, number: int) -> str:
@@ -109,6 +114,11 @@ def _quoted(texts: pa.Array) -> pa.Array:
         return texts
     inner = pc.replace_substring(texts, '"', '""')
     return pc.if_else(needs, pc.binary_join_element_wise('"', inner, '"', ""), texts)
+
+
+def plain_text(column: pa.Array) -> pa.Array:
+    """Values as texts, as a CSV has them; NULL stays NULL."""
+    return _text(column)
 
 
 def _text(column: pa.Array) -> pa.Array:

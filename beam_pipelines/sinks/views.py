@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from beam_pipelines.places import local
 from beam_pipelines.sinks.manifest import Snapshot
-from beam_pipelines.sinks.places import local
 
 BASE64 = "base64:"
 """Prefix, in text files, of bytes that are no UTF-8."""

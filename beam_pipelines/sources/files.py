@@ -23,7 +23,7 @@ from beam_pipelines.errors import SourceError
 from beam_pipelines.formats.compression import codec_of, decompress
 from beam_pipelines.formats.reader import Broken, Limits
 from beam_pipelines.formats.registry import reader
-from beam_pipelines.spec.sources import FileSource
+from beam_pipelines.spec.sources import BatchSource, FileSource
 
 DEAD, COUNTS = "dead", "counts"
 _LETTERS = 10_000  # letters of one row group in one batch
@@ -49,19 +49,19 @@ class ReadRows(NamedTuple):
 class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Raw batches of the files of all `sources`, in one PCollection; each batch's schema metadata says which source it is of.
 
-    Files are listed when the graph is built. Every record is in a batch or, where it cannot be read, a dead letter with its byte
+    Sources of other kinds are left alone, but counted in the numbers. Files are listed when the graph is built. Every record is in a batch or, where it cannot be read, a dead letter with its byte
     offset; a file that has vanished or cannot be opened is one dead letter (reason FILE).
 
     Raises SourceError where a pattern matches no file.
     """
 
-    def __init__(self, sources: Sequence[FileSource], contract: Contract) -> None:
+    def __init__(self, sources: Sequence[BatchSource], contract: Contract) -> None:
         super().__init__()
-        self.sources = tuple(sources)
+        self.sources = {number: source for number, source in enumerate(sources) if isinstance(source, FileSource)}
         self.contract = contract
 
     def expand(self, begin: beam.pvalue.PBegin) -> ReadRows:
-        ranges = [(number, *part) for number, source in enumerate(self.sources) for part in file_ranges(source, self.contract)]
+        ranges = [(number, *part) for number, source in self.sources.items() for part in file_ranges(source, self.contract)]
         read_range = beam.ParDo(_ReadRange(self.sources, self.contract)).with_output_types(
             pa.RecordBatch, dead=pa.RecordBatch, counts=Count
         )
@@ -75,7 +75,7 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
 
 class _ReadRange(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, sources: tuple[FileSource, ...], contract: Contract) -> None:
+    def __init__(self, sources: dict[int, FileSource], contract: Contract) -> None:
         self.sources = sources
         self.contract = contract
 

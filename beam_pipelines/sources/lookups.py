@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
+import threading
+import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import fastavro
 import pyarrow as pa
@@ -29,32 +32,66 @@ from beam_pipelines.sources.files import list_files
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.sources import LookupSource
 
+_LOG = logging.getLogger(__name__)
 _MAX_EXPANSION = 1000
+_MOST = 16  # tables held by a process
 
 
 @dataclass(frozen=True)
 class FileLookup:
     """A lookup's files; calling it gives the table, the same object for all batches of a worker process.
 
-    `job` tells the jobs of one process apart: each reads the files anew.
+    `job` tells the jobs of one process apart: each reads the files anew. An `endless` job reads them again after the lookup's `refresh`; files
+    that cannot be read then leave the table as it was, with a warning, until they can.
     """
 
     name: str
     source: LookupSource
     job: str = field(default_factory=lambda: uuid.uuid4().hex)
+    endless: bool = False
 
     def __call__(self) -> LookupTable:
-        return _loaded(self.name, self.source.model_dump_json(by_alias=True), self.job)
+        key = (self.name, self.job)
+        with _lock:
+            held = _held.get(key)
+            if held is None or (self._due_s is not None and time.monotonic() - held.read_s >= self._due_s):
+                held = _held[key] = _Held(self._read(held), time.monotonic())
+                _held.move_to_end(key)
+                while len(_held) > _MOST:
+                    _held.popitem(last=False)
+        return held.table
+
+    @property
+    def _due_s(self) -> float | None:
+        return self.source.refresh / 1e6 if self.endless and self.source.refresh is not None else None
+
+    def _read(self, held: _Held | None) -> LookupTable:
+        try:
+            return _loaded(self.name, self.source)
+        except (SourceError, RunError) as error:
+            if held is None:
+                raise
+            _LOG.warning("lookup '%s' stays as it was, its files cannot be read: %s", self.name, error)
+            return held.table
 
 
-def lookups_of(spec: PipelineSpec) -> dict[str, FileLookup]:
-    """What opens each lookup of `spec`, by name."""
-    return {name: FileLookup(name, source) for name, source in spec.lookups.items()}
+def lookups_of(spec: PipelineSpec, *, endless: bool = False) -> dict[str, FileLookup]:
+    """What opens each lookup of `spec`, by name; an `endless` job refreshes them."""
+    return {name: FileLookup(name, source, endless=endless) for name, source in spec.lookups.items()}
 
 
-@lru_cache(maxsize=16)
-def _loaded(name: str, source_json: str, job: str) -> LookupTable:
-    source = LookupSource.model_validate_json(source_json)
+class _Held(NamedTuple):
+    """A table, and when it was read (seconds of the monotonic clock)."""
+
+    table: LookupTable
+    read_s: float
+
+
+_lock = threading.Lock()
+_held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
+
+
+def _loaded(name: str, source: LookupSource) -> LookupTable:
     tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
     table = as_batch(pa.concat_tables(tables, promote_options="permissive"))
     return lookup_table(_typed(table, source.columns or {}, name), name=name, key=source.keys, duplicates=source.duplicates)

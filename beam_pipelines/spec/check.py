@@ -9,7 +9,7 @@ from beam_pipelines.arrow.expressions import family
 from beam_pipelines.arrow.types import parse_type
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.errors import SpecError, nearest
-from beam_pipelines.formats.options import CsvFormat, Format, TextFormat
+from beam_pipelines.formats.options import AvroFormat, CsvFormat, Format, JsonFormat, OrcFormat, ParquetFormat, TextFormat
 from beam_pipelines.spec.check_contract import check_contract, check_zone
 from beam_pipelines.spec.check_outputs import check_aggregate, check_sinks
 from beam_pipelines.spec.check_steps import check_step
@@ -17,8 +17,8 @@ from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
-from beam_pipelines.spec.secrets import check_reference
-from beam_pipelines.spec.sources import Arrival, LookupSource
+from beam_pipelines.spec.secrets import absent_here, check_reference
+from beam_pipelines.spec.sources import ArchiveSource, Arrival, LookupSource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
 
@@ -72,17 +72,54 @@ def _check_names(spec: PipelineSpec, document: Document) -> None:
 def _check_sources(spec: PipelineSpec, document: Document, columns: dict[str, str | None]) -> None:
     for i, source in enumerate(spec.sources.batch):
         at: Path = ("sources", "batch", i)
-        _check_patterns(document, (*at, "files"), source.patterns)
-        _check_format(document, (*at, "format"), source.format, spec)
-        _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=False)
+        archive = isinstance(source, ArchiveSource)
+        _check_patterns(document, (*at, "archive" if archive else "files"), source.patterns)
+        _check_format(document, (*at, "format"), source.format, spec, messages=archive)
+        _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=archive)
+        if archive:
+            _check_message_format(document, (*at, "format"), source.format)
     for i, stream in enumerate(spec.sources.stream):
         at = ("sources", "stream", i)
-        _check_format(document, (*at, "format"), stream.format, spec)
+        _check_format(document, (*at, "format"), stream.format, spec, messages=True)
         _check_arrival(document, (*at, "arrival"), stream.arrival, columns, messages=True)
-        if stream.format.type in ("parquet", "orc", "avro"):
-            document.problem((*at, "format"), f"a message holds one record; {stream.format.type} is a format of files")
+        _check_message_format(document, (*at, "format"), stream.format)
         if not re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", stream.pubsub):
             document.problem((*at, "pubsub"), f"got {stream.pubsub!r}; expected projects/PROJECT/subscriptions/SUBSCRIPTION")
+
+
+def _check_message_format(document: Document, path: Path, fmt: Format) -> None:
+    """What only files have: several records, a header, lines to skip."""
+    if isinstance(fmt, ParquetFormat | OrcFormat):
+        document.problem(path, f"a message holds one record; {fmt.type} is a format of files")
+    if isinstance(fmt, JsonFormat) and fmt.layout == "array":
+        document.problem((*path, "layout"), "a message holds one record, an object; an array of them is a layout of files", key=True)
+    if isinstance(fmt, CsvFormat):
+        if fmt.header and "header" in fmt.model_fields_set:
+            text = "a message has no header: its columns are those of 'columns', or of the contract in their order; leave 'header' out"
+            document.problem((*path, "header"), text, key=True)
+        for name in ("skip_rows", "comment"):
+            if getattr(fmt, name):
+                document.problem((*path, name), f"a message holds one record; {name!r} is for files", key=True)
+    if isinstance(fmt, AvroFormat) and fmt.of_messages:
+        _check_schemas(document, path, fmt)
+
+
+def _check_schemas(document: Document, path: Path, fmt: AvroFormat) -> None:
+    from beam_pipelines.formats.avro_message_schemas import known_schemas  # fastavro is loaded where it is needed only
+
+    try:
+        known_schemas(fmt)
+    except SpecError as error:
+        at = next((place for place, called in _places(path, fmt) if str(error).startswith(called)), path)
+        document.problem(at, str(error).removeprefix("format.schema: "))
+
+
+def _places(path: Path, fmt: AvroFormat) -> list[tuple[Path, str]]:
+    """Where each schema stands in the spec, and how messages call it."""
+    places: list[tuple[Path, str]] = [((*path, "schema"), "format.schema:")]
+    if fmt.schema_file is not None:
+        places.append(((*path, "schema_file"), fmt.schema_file))
+    return places + [((*path, "schemas", i), name) for i, name in enumerate(fmt.schemas)]
 
 
 def _check_patterns(document: Document, path: Path, patterns: tuple[str, ...]) -> None:
@@ -100,12 +137,14 @@ def _check_arrival(document: Document, path: Path, arrival: Arrival | None, colu
         document.problem((*path, "attribute"), "files have no attributes; name a column", key=True)
     if arrival.column is not None and Scope(document, columns).known((*path, "column"), arrival.column):
         kind = columns[arrival.column]
-        if kind != "TIMESTAMP":
+        if kind not in (None, "TIMESTAMP"):
             document.problem((*path, "column"), f"column {arrival.column!r} has type {kind}; expected timestamp")
 
 
-def _check_format(document: Document, path: Path, fmt: Format, spec: PipelineSpec | None) -> None:
-    if isinstance(fmt, CsvFormat) and fmt.columns is not None and fmt.header:
+def _check_format(document: Document, path: Path, fmt: Format, spec: PipelineSpec | None, *, messages: bool = False) -> None:
+    for name in fmt.of_messages if isinstance(fmt, AvroFormat) and not messages else ():
+        document.problem((*path, name), f"an Avro file holds its schema; {name!r} is for messages", key=True)
+    if isinstance(fmt, CsvFormat) and fmt.columns is not None and fmt.header and not messages:
         document.problem((*path, "columns"), "'columns' is for files without a header; write header: false", key=True)
     if isinstance(fmt, TextFormat) and spec is not None:
         groups = set(re.compile(fmt.pattern).groupindex)
@@ -143,10 +182,12 @@ def _check_check(scope: Scope, path: Path, check: Check, spec: PipelineSpec) -> 
     if check.references is not None:
         lookup = spec.lookups.get(check.references.lookup)
         scope.all_known((*path, "references", "columns"), check.references.columns)
+        if check.references.lookup in document.doubtful:
+            return
         if lookup is None:
             hint = nearest(check.references.lookup, spec.lookups) if spec.lookups else "the spec has no lookups"
             document.problem((*path, "references", "lookup"), f"unknown lookup {check.references.lookup!r}; {hint}")
-        elif len(lookup.keys) != len(check.references.columns):
+        elif lookup.keys and len(lookup.keys) != len(check.references.columns):
             message = f"got {len(check.references.columns)} columns; the key of lookup {check.references.lookup!r} has {len(lookup.keys)}: {', '.join(lookup.keys)}"
             document.problem((*path, "references", "columns"), message, key=True)
 
@@ -155,7 +196,7 @@ def _check_thresholds(spec: PipelineSpec, document: Document) -> None:
     names = [c.name for c in spec.checks]
     for name, share in spec.thresholds.per_check.items():
         at = ("thresholds", "per_check", name)
-        if name not in names:
+        if name not in names and "checks" not in document.vague:
             document.problem(at, f"unknown check {name!r}; {nearest(name, names) if names else 'the spec has no checks'}", key=True)
         if not 0 <= share <= 1:
             document.problem(at, f"got {share}; expected a share from 0 to 1")
@@ -194,16 +235,25 @@ def _check_secrets(spec: PipelineSpec, document: Document) -> None:
             document.problem(path, problem)
 
 
+def _notes_of_secrets(spec: PipelineSpec) -> list[str]:
+    """Keys that workers will need: where they come from by default, and those that this machine does not have."""
+    notes = []
+    if spec.hmac_key is None and spec.hmac_reference is not None:
+        notes.append(f"hmac_key is not set: workers take the key for sensitive columns from {spec.hmac_reference}, and fail without it.")
+    for place, ref in (("hmac_key", spec.hmac_reference), ("dead_letters.raw_key", spec.dead_letters.raw_key)):
+        why = absent_here(ref) if ref is not None and check_reference(ref) is None else None
+        if why is not None:
+            notes.append(f"{place}: {ref}: {why}; a run on this machine would stop before it starts.")
+    return notes
+
+
 def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
     notes = []
     sensitive = spec.contract.sensitive
     if sensitive:
         key = spec.dead_letters.raw_key
         kept = f"stored encrypted under {key}" if key else "left out (set dead_letters.raw_key to keep them encrypted)"
-        if spec.hmac_key is None and spec.hmac_reference is not None:
-            notes.append(
-                f"hmac_key is not set: workers take the key for sensitive columns from {spec.hmac_reference}, and fail without it."
-            )
+        notes += _notes_of_secrets(spec)
         notes.append(f"The contract has sensitive columns ({', '.join(sensitive)}): raw bytes of dead letters are {kept}.")
     if sensitive and spec.contract.unknown_columns == "keep":
         notes.append("unknown_columns: keep writes values the contract does not name into _unknown, as they are: none of them is masked.")

@@ -16,10 +16,11 @@ def check_contract(contract: Contract, document: Document, *, at: Path = ()) -> 
         check_zone(document, (*path, "time_zone"), column.time_zone)
         _check_patterns(document, path, column)
         _check_literals(document, path, column)
-    scope = Scope(document, {n: c.dtype.sql for n, c in contract.read.items()})
+    kinds = {n: None if n in document.doubtful else c.dtype.sql for n, c in contract.columns.items()}
+    scope = Scope(document, {n: kinds[n] for n in contract.read})
     for name, column in contract.computed.items():
         _check_computed(scope, (*at, "columns", name, "expr"), name, column, contract)
-    return {n: c.dtype.sql for n, c in contract.columns.items()}
+    return kinds
 
 
 def _check_computed(scope: Scope, path: Path, name: str, column: Column, contract: Contract) -> None:
@@ -27,6 +28,9 @@ def _check_computed(scope: Scope, path: Path, name: str, column: Column, contrac
     scope.gone = {**later, name: "meant to be this very column"}
     found = scope.expression(path, str(column.expr))
     wanted = column.dtype.sql
+    if name in scope.document.doubtful:
+        scope.columns[name] = None
+        return
     if found is not None and not _assignable(found, wanted):
         message = f"the expression has type {found}; expected {column.type} ({wanted}). Cast it: CAST(… AS {wanted})"
         scope.document.problem(path, message)

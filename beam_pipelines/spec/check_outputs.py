@@ -14,7 +14,7 @@ from beam_pipelines.spec.check_places import check_places
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import PROVENANCE, Scope
-from beam_pipelines.spec.sinks import ParquetSink, Sink
+from beam_pipelines.spec.sinks import ParquetSink, PubsubSink, Sink
 
 ROWS, DEAD_LETTERS = "rows", "dead_letters"
 DEAD_LETTER_COLUMNS: dict[str, str | None] = {
@@ -26,6 +26,11 @@ DEAD_LETTER_COLUMNS: dict[str, str | None] = {
 PANE_COLUMNS: dict[str, str | None] = {
     "_window_start": "TIMESTAMP", "_window_end": "TIMESTAMP", "_pane": "VARCHAR", "_pane_index": "BIGINT", "_epoch": "BIGINT",
 }  # fmt: skip
+ATTRIBUTES_OF: dict[str, tuple[str, ...]] = {
+    ROWS: ("output", "source", "position", "arrival_time", "change"), DEAD_LETTERS: ("output", "source", "position", "stage", "reason"),
+    "panes": ("output", "pane", "index", "epoch"),
+}  # fmt: skip
+"""What messages of each output say of themselves."""
 _LEVELS = {"zstd": (1, 22), "gzip": (1, 9)}
 
 
@@ -99,17 +104,42 @@ def check_sinks(scope: Scope, pipeline: PipelineSpec, outputs: Mapping[str, Mapp
         path: Path = ("sinks", i)
         if sink.from_ not in known:
             document.problem((*path, "from"), f"unknown output {sink.from_!r}; {nearest(sink.from_, known)}")
-        kind = next(k for k in ("parquet", "csv", "jsonl") if getattr(sink, k) is not None)
+        if sink.pubsub is not None:
+            if sink.from_ in known:
+                columns = Scope(document, dict(known[sink.from_]), gone=scope.gone if sink.from_ == ROWS else {})
+                _check_pubsub(columns, (*path, "pubsub"), sink, sink.pubsub, pipeline)
+            continue
         place = sink.destination.path.rstrip("/")
         if not place:
-            document.problem((*path, kind, "path"), "the path is empty")
+            document.problem((*path, sink.kind, "path"), "the path is empty")
         if place in taken:
-            document.problem((*path, kind, "path"), f"sinks[{taken[place]}] writes to the same place; each output needs its own")
+            document.problem((*path, sink.kind, "path"), f"sinks[{taken[place]}] writes to the same place; each output needs its own")
         taken.setdefault(place, i)
         if sink.parquet is not None and sink.from_ in known:
             columns = Scope(document, dict(known[sink.from_]), gone=scope.gone if sink.from_ == ROWS else {})
             _check_parquet(columns, (*path, "parquet"), sink, sink.parquet, pipeline)
     check_places(document, pipeline)
+
+
+def _check_pubsub(scope: Scope, path: Path, sink: Sink, pubsub: PubsubSink, pipeline: PipelineSpec) -> None:
+    """Attributes and the ordering key are plain columns that are written, under names that are free."""
+    own = {} if sink.from_ in (ROWS, DEAD_LETTERS) else PANE_COLUMNS
+    taken = ATTRIBUTES_OF.get(sink.from_, ATTRIBUTES_OF["panes"])
+    places: list[tuple[Path, str]] = [((*path, "attributes", name), column) for name, column in pubsub.attributes.items()]
+    places += [((*path, "ordering_key"), pubsub.ordering_key)] if pubsub.ordering_key is not None else []
+    for at, name in places:
+        if not scope.known(at, name, also=own):
+            continue
+        kind = {**own, **scope.columns}[name]
+        if kind is not None and family(kind) in ("nested", "binary"):
+            scope.document.problem(at, f"column {name!r} has type {kind}; expected a plain type")
+        column = pipeline.contract.columns.get(name)
+        if sink.from_ == ROWS and column is not None and column.sensitive == "drop":
+            scope.document.problem(at, f"column {name!r} is sensitive (drop): it is not written")
+    for name in pubsub.attributes:
+        if name in taken or name.startswith("goog") or not 0 < len(name.encode()) <= 256:
+            text = f"got the attribute {name!r}; expected 1 to 256 bytes that do not begin with 'goog', and not one of {', '.join(taken)}"
+            scope.document.problem((*path, "attributes", name), text, key=True)
 
 
 def _check_parquet(scope: Scope, path: Path, sink: Sink, parquet: ParquetSink, pipeline: PipelineSpec) -> None:

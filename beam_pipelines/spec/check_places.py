@@ -9,6 +9,7 @@ from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.sinks import Sink
+from beam_pipelines.spec.sources import ArchiveSource
 
 _TEXT_ENDINGS = (".csv", ".jsonl", ".csv.gz", ".jsonl.gz")
 
@@ -17,14 +18,19 @@ def check_places(document: Document, pipeline: PipelineSpec) -> None:
     """Adds a problem for each sink whose files lie where they must not."""
     read = [(f"sources.batch[{i}]", p) for i, source in enumerate(pipeline.sources.batch) for p in source.patterns]
     read += [(f"lookups.{name}", p) for name, lookup in pipeline.lookups.items() for p in lookup.patterns]
+    archives = [(f"sources.batch[{i}]", s.archive) for i, s in enumerate(pipeline.sources.batch) if isinstance(s, ArchiveSource)]
     for i, sink in enumerate(pipeline.sinks):
-        kind = next(k for k in ("parquet", "csv", "jsonl") if getattr(sink, k) is not None)
-        path: Path = ("sinks", i, kind, "path")
+        if sink.pubsub is not None:
+            continue
+        path: Path = ("sinks", i, sink.kind, "path")
         for where, pattern in read:
             if any(_matches(pattern, example) for example in _examples(sink)):
                 document.problem(path, f"{where} would read what this sink writes (files: {pattern}); write outside of it")
+        for where, archive in archives:
+            if not _single(sink) and archive.startswith(sink.destination.path.rstrip("/") + "/"):
+                document.problem(path, f"the archive of {where} lies in this sink's folder (archive: {archive}); write outside of it")
         for j, other in enumerate(pipeline.sinks[:i]):
-            if _inside(sink, other) or _inside(other, sink):
+            if other.pubsub is None and (_inside(sink, other) or _inside(other, sink)):
                 document.problem(path, f"overlaps with the folder of sinks[{j}] ({other.destination.path}); each output needs its own")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from beam_pipelines.arrow.transform import Apply, LookupStep, TransformStep
 from beam_pipelines.arrow.types import parse_type
-from beam_pipelines.errors import nearest
+from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import Scope
 from beam_pipelines.spec.sources import LookupSource
@@ -45,6 +46,9 @@ def _rename(scope: Scope, path: Path, names: Mapping[str, str]) -> None:
         scope.add(at, new, kind)
         if new != name:
             scope.gone[name] = f"renamed to {new!r} by a transform step"
+    for new, old in names.items():
+        if new not in scope.columns and scope.doubtful(old):
+            scope.add((*path, new), new, None)
 
 
 def _apply(scope: Scope, path: Path, apply: Apply) -> None:
@@ -58,8 +62,9 @@ def _apply(scope: Scope, path: Path, apply: Apply) -> None:
 
 
 def _lookup(scope: Scope, path: Path, step: LookupStep, lookups: Mapping[str, LookupSource]) -> None:
-    source = lookups.get(step.from_)
-    if source is None:
+    doubtful = step.from_ in scope.document.doubtful
+    source = None if doubtful else lookups.get(step.from_)
+    if source is None and not doubtful:
         hint = nearest(step.from_, lookups) if lookups else "the spec has no lookups"
         scope.document.problem((*path, "from"), f"unknown lookup {step.from_!r}; {hint}")
     check_on(scope, (*path, "on"), step, source)
@@ -81,11 +86,15 @@ def check_on(scope: Scope, path: Path, step: LookupStep, source: LookupSource | 
     names = (step.on,) if isinstance(step.on, str) else step.on
     for i, name in enumerate(names):
         scope.known(path if isinstance(step.on, str) else (*path, i), name)
-    if source is not None and len(names) != len(source.keys):
+    if source is not None and source.keys and len(names) != len(source.keys):
         message = f"got {len(names)} columns; the key of lookup {step.from_!r} has {len(source.keys)}: {', '.join(source.keys)}"
         scope.document.problem(path, message, key=True)
 
 
 def lookup_types(source: LookupSource) -> dict[str, str]:
-    """DuckDB types of the lookup's columns that are declared."""
-    return {name: parse_type(kind).sql for name, kind in (source.columns or {}).items()}
+    """DuckDB types of the lookup's columns that are declared well."""
+    found = {}
+    for name, kind in (source.columns or {}).items():
+        with suppress(SpecError):  # reported where it stands
+            found[name] = parse_type(kind).sql
+    return found

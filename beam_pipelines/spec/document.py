@@ -30,7 +30,9 @@ class Place(NamedTuple):
 
 @dataclass
 class Document:
-    """A YAML file's value as `value`, and where each part of it stands. `problems` collects what is wrong with it."""
+    """A YAML file's value as `value`, and where each part of it stands. `problems` collects what is wrong with it; `doubtful` the names
+    that a wrong part may have meant, of which nothing more can be said; `vague` the kinds of names (columns, checks) where these are not known.
+    """
 
     file: str
     text: str
@@ -38,6 +40,8 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     values: dict[Path, Place] = field(default_factory=dict)
     keys: dict[Path, Place] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    vague: set[str] = field(default_factory=set)
 
     def problem(self, path: Path, message: str, *, key: bool = False, offset: int | None = None, about: Path | None = None) -> None:
         """Adds a problem at the value at `path` (or its key), or at the character `offset` inside that text; `about` is the path shown."""

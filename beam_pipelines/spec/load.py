@@ -85,7 +85,7 @@ def load_contract(path: str | os.PathLike[str]) -> Contract:
     document = read_document(_bytes(path), file=os.fspath(path))
     _expect_mapping(document)
     contract = _validated(Contract, document)
-    trial = contract if contract is not None else repaired(Contract, document)
+    trial = contract if contract is not None else repaired(Contract, document, at=("contract",))
     if trial is not None:
         check_contract(trial, document)
     document.fail()

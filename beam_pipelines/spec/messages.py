@@ -62,6 +62,11 @@ def _faults(error: ValidationError, value: Any, document: Document, root: ModelT
         yield shown._replace(path=at + shown.path)
 
 
+def path_of(loc: tuple[int | str, ...], inside: Any) -> Path:
+    """The path in the file of a location of pydantic's, which has union tags between the steps."""
+    return _path(loc, inside)[0]
+
+
 def _path(loc: tuple[int | str, ...], inside: Any) -> tuple[Path, Path | None]:
     """The path in the file of a location of pydantic's, and where in it a union was entered."""
     value: Any = inside

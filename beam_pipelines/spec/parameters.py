@@ -70,8 +70,10 @@ def parameter_value(parameter: Parameter, given: object) -> Value:
 def _typed(kind: str, given: object) -> Value:
     expected = {"int": "an integer", "float": "a number", "boolean": "true or false", "duration": "a duration such as 15m or 2d"}
     try:
-        if kind in ("string", "path") and isinstance(given, str):
+        if kind == "string" and isinstance(given, str):
             return given
+        if kind == "path" and isinstance(given, str):
+            return _some_path(given)
         if kind == "duration" and isinstance(given, str):
             parse_duration(given)
             return given
@@ -82,8 +84,16 @@ def _typed(kind: str, given: object) -> Value:
         if kind == "float" and not isinstance(given, bool):
             return float(str(given))
     except (ValueError, SpecError):
-        pass
+        if kind == "path":
+            raise
     raise SpecError(f"got {given!r}; expected {expected.get(kind, 'a text')}")
+
+
+def _some_path(given: str) -> str:
+    """The path; an empty one would make `${lake}/rows` a folder of the file system's root."""
+    if not given.strip():
+        raise SpecError("got an empty path; write . for the spec's folder")
+    return given
 
 
 def resolve_parameters(
@@ -196,6 +206,9 @@ def resolve_path(path: str, directory: str) -> str:
 _PATHS = (
     ("state",),
     ("sources", "batch", "*", "files"),
+    ("sources", "*", "*", "archive"),
+    ("sources", "*", "*", "format", "schema_file"),
+    ("sources", "*", "*", "format", "schemas", "*"),
     ("lookups", "*", "files"),
     ("sinks", "*", "parquet", "path"),
     ("sinks", "*", "csv", "path"),

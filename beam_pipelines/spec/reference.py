@@ -18,7 +18,8 @@ _SECTIONS = {
     "Contract": "contract",
     "Column": "contract.columns.NAME",
     "Sources": "sources",
-    "FileSource": "sources.batch[]",
+    "FileSource": "sources.batch[]: files",
+    "ArchiveSource": "sources.batch[]: archive",
     "PubsubSource": "sources.stream[]",
     "Arrival": "sources.*[].arrival",
     "LookupSource": "lookups.NAME",
@@ -37,6 +38,7 @@ _SECTIONS = {
     "Sink": "sinks[]",
     "ParquetSink": "sinks[].parquet",
     "TextSink": "sinks[].csv, sinks[].jsonl",
+    "PubsubSink": "sinks[].pubsub",
     "DeadLetterSettings": "dead_letters",
     "SpecTest": "tests[]",
     "Expectation": "tests[].expect",
@@ -68,6 +70,9 @@ sinks:
     "FileSource": """sources:
   batch:
     - {files: "gs://bucket/flights*.csv.gz", format: {type: csv, delimiter: ";", null_values: [NA]}}""".replace(", null_values: [NA]", ""),
+    "ArchiveSource": """sources:
+  batch:  [{archive: lake/archive, format: json, arrival: {attribute: departed_at}}]
+  stream: [{pubsub: projects/p/subscriptions/flights, format: json, arrival: {attribute: departed_at}}]""",
     "LookupSource": "lookups:\n  airports: {files: airports.csv, format: csv, key: faa, columns: {lat: float64}, refresh: 1h}",
     "TransformStep": """transform:
   - filter: "dep_time IS NOT NULL"

@@ -49,7 +49,7 @@ def _duration(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short_forms(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
-    for name in ("FileSource", "PubsubSource", "LookupSource"):
+    for name in ("FileSource", "ArchiveSource", "PubsubSource", "LookupSource"):
         fields = definitions[name]["properties"]
         long = fields["format"]
         words = [w for w in long.get("discriminator", {}).get("mapping", {}) if w != "text"]  # text needs its pattern

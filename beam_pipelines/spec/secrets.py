@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from beam_pipelines.errors import RunError, SpecError, TransientError
@@ -27,7 +28,7 @@ def check_reference(ref: str) -> str | None:
 
 
 def resolve_secret(ref: str) -> bytes:
-    """The bytes that `ref` names. Called on workers only, when they are needed; nothing is kept.
+    """The bytes that `ref` names. Called where they are needed; nothing is kept.
 
     `env:` gives the variable's text in UTF-8, `file:` the file's bytes (a text without the line break at its end), `gcp:` the payload of the
     secret's version (the latest one by default). Raises SpecError for a malformed reference, RunError where the secret is not there.
@@ -37,6 +38,33 @@ def resolve_secret(ref: str) -> bytes:
         raise SpecError(f"secret: {problem}.")
     scheme, _, rest = ref.partition(":")
     return {"env": _from_env, "file": _from_file, "gcp": _from_gcp}[scheme](rest)
+
+
+def absent_here(ref: str) -> str | None:
+    """Why this process cannot see the secret: a variable that is not set, a file that is not there. None where it can, or where only a
+    call to a service would tell."""
+    scheme, _, rest = ref.partition(":")
+    if scheme == "env" and not os.environ.get(rest):
+        return "the environment variable is not set here"
+    if scheme == "file" and not os.path.isfile(rest):
+        return "there is no such file here"
+    return None
+
+
+def expect_secrets(references: Mapping[str, str | None]) -> dict[str, bytes]:
+    """The secrets by the place in the spec that names each, for a run whose workers are on this machine: better now than after a while.
+
+    Raises SpecError, with the place and the reference, where one is not there; TransientError where a service did not answer.
+    """
+    found: dict[str, bytes] = {}
+    for place, ref in references.items():
+        try:
+            found |= {place: resolve_secret(ref)} if ref is not None else {}
+        except TransientError:
+            raise
+        except RunError as error:
+            raise SpecError(f"{place}: {error.message}", hint=error.hint or "Nothing was run.") from None
+    return found
 
 
 def _from_env(name: str) -> bytes:

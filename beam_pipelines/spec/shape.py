@@ -61,7 +61,7 @@ def _children(annotation: Any, step: str | int) -> Iterator[Any]:
         info = fields_of(annotation).get(str(step))
         if info is not None:
             yield from members(info.annotation)
-        elif step in tags(annotation):
+        elif step in tags(annotation) or step == annotation.__name__:
             yield annotation
         return
     origin, args = get_origin(annotation), get_args(annotation)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from beam_pipelines.arrow.model import Model
 
@@ -34,6 +35,34 @@ class TextSink(Model):
     compression: Literal["none", "gzip"] = Field("none", description="Of the whole file.")
 
 
+class PubsubSink(Model):
+    """Messages, one per row: a JSON object, with the row's identity as attributes. Delivery is at least once.
+
+    Attributes of every message: `output`; of rows `source` and `position`, by which a consumer drops repeats, `arrival_time`, and `change: retract`
+    where a row published before has become a duplicate; of panes `pane`, `index` and `epoch`; of dead letters `source`, `position`, `stage`, `reason`.
+    """
+
+    topic: str = Field(description="projects/P/topics/T")
+    format: Literal["json"] = Field("json", description="Of a message's data.")
+    ordering_key: str | None = Field(
+        None, description="A column; messages with the same value of it stay in order, where their subscription asks for it."
+    )
+    attributes: dict[str, str] = Field({}, description="More attributes: the column of each, by its name; NULL is no attribute.")
+    endpoint: str | None = Field(
+        None, description="Host and port of the service, such as a regional one; `http://host:port` is an emulator. Default: Google's."
+    )
+
+    @field_validator("topic")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if re.fullmatch(r"projects/[^/\s]+/topics/[^/\s]+", name) is None:
+            raise ValueError(f"got {name!r}; expected projects/PROJECT/topics/TOPIC")
+        return name
+
+
+DESTINATIONS = ("parquet", "csv", "jsonl", "pubsub")
+
+
 class Sink(Model):
     """One output to one place: `from` is `rows`, `dead_letters` or an aggregate's name; then exactly one of the destinations."""
 
@@ -41,19 +70,26 @@ class Sink(Model):
     parquet: ParquetSink | None = Field(None, description="Parquet files in hive layout.")
     csv: TextSink | None = Field(None, description="A CSV file.")
     jsonl: TextSink | None = Field(None, description="A file of JSON lines.")
+    pubsub: PubsubSink | None = Field(None, description="Messages to a Pub/Sub topic.")
     provenance: Literal["on", "off"] | None = Field(
         None, description="Whether `_source`, `_position`, ... are written; default: the spec's."
     )
 
     @model_validator(mode="after")
     def _one(self) -> Sink:
-        given = [k for k in ("parquet", "csv", "jsonl") if getattr(self, k) is not None]
+        given = [k for k in DESTINATIONS if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"a sink has exactly one destination (parquet, csv, jsonl); got {', '.join(given) or 'none'}")
+            raise ValueError(f"a sink has exactly one destination ({', '.join(DESTINATIONS)}); got {', '.join(given) or 'none'}")
         return self
 
     @property
+    def kind(self) -> str:
+        """What it writes: parquet, csv, jsonl or pubsub."""
+        return next(k for k in DESTINATIONS if getattr(self, k) is not None)
+
+    @property
     def destination(self) -> ParquetSink | TextSink:
+        """Where its files lie; not for `pubsub`, which has none."""
         found = self.parquet or self.csv or self.jsonl
         assert found is not None
         return found

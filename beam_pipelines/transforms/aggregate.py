@@ -1,4 +1,4 @@
-"""Aggregate: rows to panes, one per group and window.
+"""Aggregate: rows to panes, one per group and window. Over an unbounded PCollection it is `aggregate_stream`.
 
     rows ─▶ PartialAggregate ─▶ GroupByKey ─▶ MergeAndPresent ─▶ panes
               per bundle          4 shards
@@ -21,11 +21,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_pipelines import metrics
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.concat import Pending, slices
-from beam_pipelines.arrow.counts import Count, rows_by_source, unit_of
+from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.engine import Engine
-from beam_pipelines.arrow.panes import Partials, Plan, expansion, merge_partials, partials, plan, present, split_by_key
-from beam_pipelines.arrow.windowing import LATE
+from beam_pipelines.arrow.panes import Plan, expansion, merge_partials, partials, plan, present, split_by_key
 from beam_pipelines.errors import SpecError
+from beam_pipelines.transforms.aggregate_counts import counts_of
+from beam_pipelines.transforms.aggregate_stream import Streaming, stream_aggregate
 from beam_pipelines.transforms.stage import COUNTS, DEAD, arriving, joined
 
 SHARDS = 4
@@ -48,26 +49,41 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     (EXPRESSION), or, with `apply_lateness`, too late by the stream's rule (LATE). Without `apply_lateness` late rows are aggregated: that is
     what a batch is for. Rows are counted per source as ('aggregated', name), ('late', name), or ('dead', 'aggregate:REASON').
 
+    Over an unbounded PCollection the lateness is always applied, and windows are shown as time goes (`arrow.open_windows`): the watermark and
+    the element timestamps must be arrival times. `corrections` (the default, and the safe one): rows of `_change` -1 take rows back, and a row
+    that comes again, by `_source` and `_position`, counts once; then the rows of open windows are kept. Without, each row must come once, and
+    only accumulators are kept. `epoch` goes into the panes; windows that had closed before `closed_before` (micros) are never shown again.
+    `sources_in_process` says that all sources run in this process and tell `arrival_clock`: then a backlog costs fewer timers.
+
     `time` is the event-time column, unless the spec names its own; `time_zone` says what bare dates, civil times and calendar windows mean.
 
         panes = rows | Aggregate(AggregateSpec(windowing=WindowSpec(size='1h'), measures={'flights': 'count()'}), name='by_hour', time='at')
     """
 
     def __init__(
-        self, spec: AggregateSpec, *, name: str, time: str | None = None, time_zone: str = "UTC", apply_lateness: bool = False
+        self,
+        spec: AggregateSpec,
+        *,
+        name: str,
+        time: str | None = None,
+        time_zone: str = "UTC",
+        apply_lateness: bool = False,
+        corrections: bool = True,
+        epoch: int = 0,
+        closed_before: int | None = None,
+        sources_in_process: bool = False,
     ) -> None:
         super().__init__()
         if spec.windowing is not None and (spec.time or time) is None:
             raise SpecError(f"{name}: windows need a time column.", hint="Set `time`, or the contract's event_time.")
         self._spec, self._name, self._time, self._time_zone, self._apply_lateness = spec, name, spec.time or time, time_zone, apply_lateness
+        self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process)
 
     def expand(self, stage: Any) -> Aggregated:
         rows, dead, counts = arriving(stage)
         if not rows.is_bounded:
-            raise SpecError(
-                f"{self._name}: Aggregate takes a bounded PCollection; got an unbounded one.",
-                hint="The streaming path of aggregates is not part of this version.",
-            )
+            made = stream_aggregate(rows, self._spec, self._streaming, name=self._name, time=self._time, time_zone=self._time_zone)
+            return Aggregated(made.panes, joined([*dead, *made.dead], "Dead"), joined([*counts, *made.counts], "Counts"))
         make = beam.ParDo(_PartialAggregate(self._spec, self._name, self._time, self._time_zone, self._apply_lateness))
         make = make.with_output_types(tuple[int, pa.RecordBatch], dead=pa.RecordBatch, counts=Count)
         merge = beam.ParDo(_MergeAndPresent(self._spec, self._name)).with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count)
@@ -117,24 +133,13 @@ class _PartialAggregate(beam.DoFn):  # type: ignore[misc]
         if made.dead.num_rows:
             metrics.count("rows_dead", made.dead.num_rows)
             yield TaggedOutput(DEAD, made.dead)
-        yield from (TaggedOutput(COUNTS, c) for c in _counts_of(batch, made, self._name))
+        yield from (TaggedOutput(COUNTS, c) for c in counts_of(batch, made.rows, made.dead, self._name))
 
     def _plan(self, schema: pa.Schema) -> Plan:
         schema = schema.remove_metadata()
         if schema not in self._plans:
             self._plans[schema] = plan(self._spec, schema, name=self._name, time=self._time, time_zone=self._time_zone)
         return self._plans[schema]
-
-
-def _counts_of(batch: pa.RecordBatch, made: Partials, name: str) -> list[Count]:
-    """What became of the rows of a batch in this aggregate. The unit names the aggregate: others count the same rows."""
-    unit = f"{unit_of(batch)}#{name}"
-    tally = {(source, "aggregated", name): rows for source, rows in rows_by_source(made.rows).items()}
-    for letter in made.dead.select(["source", "reason"]).to_pylist():  # rejected rows only
-        outcome, detail = ("late", name) if letter["reason"] == LATE else ("dead", f"aggregate:{letter['reason']}")
-        key = (letter["source"] or "", outcome, detail)
-        tally[key] = tally.get(key, 0) + 1
-    return [(unit, source, outcome, detail, rows) for (source, outcome, detail), rows in tally.items()]
 
 
 def _at_end(value: object) -> WindowedValue:

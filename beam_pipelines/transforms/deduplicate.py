@@ -6,7 +6,7 @@ A bounded input lays its rows aside and shuffles 6 bytes a row:
                 │ (file)                                                                                                │ (file: rows)
                 └────────────────────────────────────────────▶ KeepRows ◀───────────────────────────────────────────────┘
 
-Only rows whose 37 bits of key hash occur twice are looked at again, and only they are compared exactly.
+Only rows whose 37 bits of key hash occur twice are looked at again, and only they are compared exactly. An endless input: `deduplicate_stream`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.arrow.schema import KEY_HASH, SOURCE
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SpecError
+from beam_pipelines.transforms.deduplicate_stream import unbounded
 from beam_pipelines.transforms.spill import SpillFolder, cleanup, sweep, temp_location_of
 from beam_pipelines.transforms.stage import COUNTS, arriving, joined
 
@@ -66,6 +67,9 @@ class DeduplicatedWithDead(NamedTuple):
 class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Rows of which no better copy exists; see `arrow/duplicates.py` for the rule, which knows no order and no batches.
 
+    In a stream, where better copies may yet come, rows get a column `_change`: +1 a row that stays as far as known, -1 a row_id that is a
+    duplicate, of which everything but provenance and event time is NULL. (+1) without the row_ids of (-1) is what stays. See below.
+
     Takes a PCollection of RecordBatch in the global window, or the NamedTuple of the stage before, whose `dead` and `counts` go on.
     Every row leaves by one door: `rows`, or a count `duplicate`. Rows are laid aside under `{temp_location}/{run_id}/spill/`, which
     all workers must share (default: `--temp_location`, else a folder of this machine): call `cleanup` when the run is committed.
@@ -75,6 +79,15 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
         rows | Deduplicate("id")
         validated | Deduplicate(DeduplicateRule(within="2d"), contract=contract)
+
+    **Streams** need `within`, and rows with `_source` and `_position` (`FromRows` gives them). Element timestamps and the watermark are arrival
+    times. A row is judged if it arrives at most `lateness` microseconds (default: `within`) after its event time, against all rows since
+    `within` before; one that is later, or without an event time, passes as +1 and is counted (`unjudged`, `beyond_horizon`). A message that is
+    delivered again tells nothing. State: about 100 bytes per row of the last `within` + `lateness`, in a constant number of buckets.
+
+        stream | FromRows(contract) | Conform(contract) | Deduplicate(DeduplicateRule(within="2d"), contract=contract)
+
+    Raises SpecError for a stream without `within`, a negative `lateness`, or another window than the global one.
     """
 
     def __init__(
@@ -87,25 +100,32 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         within: int | None = None,
         temp_location: str | None = None,
         run_id: str | None = None,
+        lateness: int | None = None,
     ) -> None:
         super().__init__()
         self._how = comparison(rule_or_key, contract=contract, content=columns_of_content, event_time=event_time, within=within)
+        if lateness is not None and lateness < 0:
+            raise SpecError(f"deduplicate: lateness is {lateness}; expected microseconds, 0 or more.")
+        self._lateness = lateness
         self._temp_location = temp_location
         self._run_id = run_id or uuid4().hex
 
     def expand(self, stage: Any) -> Deduplicated | DeduplicatedWithDead:
         rows, dead, counted = arriving(stage)
         self._refuse(rows)
-        folder = SpillFolder.of(self._temp_location or temp_location_of(rows.pipeline.options), self._run_id)
-        kept, counts = _bounded(rows, self._how, folder)
+        if rows.is_bounded:
+            folder = SpillFolder.of(self._temp_location or temp_location_of(rows.pipeline.options), self._run_id)
+            kept, counts = _bounded(rows, self._how, folder)
+        else:
+            kept, counts = unbounded(rows, self._how, self._lateness if self._lateness is not None else self._how.within or 0)
         counts = joined([*counted, counts], "Counts")
         return DeduplicatedWithDead(kept, joined(dead, "Dead"), counts) if dead else Deduplicated(kept, counts)
 
     def _refuse(self, rows: beam.PCollection) -> None:
-        if not rows.is_bounded:
+        if not rows.is_bounded and self._how.within is None:
             raise SpecError(
-                f"{self.label}: the input is unbounded; got a stream, expected a bounded PCollection.",
-                hint="The streaming path of deduplication is not part of this version.",
+                f"{self.label}: deduplicate: a stream needs `within`; it cannot remember every key for ever.",
+                hint="Write within: 2d, say: how far apart in event time copies still compete.",
             )
         if not isinstance(rows.windowing.windowfn, GlobalWindows):
             raise SpecError(

@@ -14,11 +14,14 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_pipelines import metrics
 from beam_pipelines.arrow.concat import concat
 from beam_pipelines.arrow.counts import Count, rows_by_source, unit_of
+from beam_pipelines.arrow.doors import filtered_doors
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.program import Split
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 
-DEAD, COUNTS = "dead", "counts"
+DEAD, COUNTS, DOORS = "dead", "counts", "doors"
+WARNED = "warned:"
+"""Prefix of the counters of checks that only count, in a stream."""
 TARGET_ROWS = 20_000  # a prepared SELECT and a bundle have fixed costs: smaller batches are joined up to this, inside the bundle
 
 
@@ -44,6 +47,23 @@ def run_program(stage_input: Any, program: RowProgram) -> Outputs:
     return Outputs(done.rows, joined([*dead, done.dead], "Dead"), joined([*counts, done.counts], "Counts"))
 
 
+class EndlessOutputs(NamedTuple):
+    """The doors of a stage of a stream: `doors` lists the rows that were filtered."""
+
+    rows: beam.PCollection
+    dead: beam.PCollection
+    counts: beam.PCollection
+    doors: beam.PCollection
+
+
+def run_program_endlessly(rows: beam.PCollection, program: RowProgram) -> EndlessOutputs:
+    """`run_program` over an unbounded PCollection, that lists the filtered rows one by one."""
+    run = beam.ParDo(RunProgram(program, doors=True))
+    run = run.with_output_types(pa.RecordBatch, dead=pa.RecordBatch, counts=Count, doors=pa.RecordBatch)
+    done = rows | "Run" >> run.with_outputs(DEAD, COUNTS, DOORS, main="rows")
+    return EndlessOutputs(done.rows, done.dead, done.counts, done.doors)
+
+
 def arriving(stage_input: Any) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
     """Rows, and the dead letters and counts of the stages before, if `stage_input` is such a stage's result."""
     if isinstance(stage_input, beam.PCollection):
@@ -61,10 +81,11 @@ def joined(collections: Sequence[beam.PCollection], label: str) -> beam.PCollect
 
 
 class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
-    """A row program over batches; small batches of one window and schema are joined first."""
+    """A row program over batches; small batches of one window and schema are joined first. With `doors`, filtered rows are listed."""
 
-    def __init__(self, program: RowProgram) -> None:
+    def __init__(self, program: RowProgram, *, doors: bool = False) -> None:
         self.program = program
+        self.doors = doors
         self._engine: Engine | None = None
         self._waiting: dict[Any, _Waiting] = {}
 
@@ -101,8 +122,19 @@ class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         if split.dead.num_rows:
             metrics.count("rows_dead", split.dead.num_rows)
             yield beam.pvalue.TaggedOutput(DEAD, split.dead)
+        if self.doors:
+            yield from _endless_counts(batch, split)
         for entry in counts_of(batch, split):
             yield beam.pvalue.TaggedOutput(COUNTS, entry)
+
+
+def _endless_counts(batch: pa.RecordBatch, split: Split) -> Iterator[Any]:
+    """What a stream tells of a batch: filtered rows one by one; warnings as counters of this process."""
+    if split.filtered:
+        metrics.count("rows_filtered", split.filtered)
+        yield beam.pvalue.TaggedOutput(DOORS, filtered_doors(batch, split.rows, split.dead))
+    for name, hits in split.warned.items():
+        metrics.count(f"{WARNED}{name}", hits)
 
 
 class _Waiting:

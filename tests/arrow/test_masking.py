@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.contract import Column, Contract
-from beam_pipelines.arrow.masking import HIDDEN, SEALED, mask_batch, mask_letters, open_sealed, parse_key, seal
+from beam_pipelines.arrow.masking import SEALED, mask_batch, mask_letters, open_sealed, parse_key, seal
+from beam_pipelines.arrow.quiet import HIDDEN
 from beam_pipelines.arrow.schema import RAW_BATCH, Failure, Rejected, dead_letters, provenance
 from beam_pipelines.errors import SpecError
 
@@ -119,7 +120,7 @@ def test_letters_hide_what_may_quote_a_sensitive_value() -> None:
     )
     found = mask_letters(batch, contract(name="hmac")).to_pylist()[0]
     assert found["raw"] is None
-    assert found["message"] == f"{HIDDEN}; 'x' is no int32; {HIDDEN}"
+    assert found["message"] == f"name: the value is no string {HIDDEN}; 'x' is no int32; the value does not convert {HIDDEN}"
     assert "Ann" not in str(found)
 
 
@@ -127,4 +128,4 @@ def test_letters_keep_sealed_bytes_under_a_key() -> None:
     found = mask_letters(letters("DECODE", Failure("json", "", "at byte 3: 'Ann'")), contract(name="redact"), raw_key=KEY)
     assert open_sealed(found.column("raw"), KEY).to_pylist() == [b"raw"]
     assert found.column("raw_format").to_pylist() == ["json" + SEALED]
-    assert found.column("message").to_pylist() == [HIDDEN]
+    assert found.column("message").to_pylist() == [f"the record cannot be read {HIDDEN}"]

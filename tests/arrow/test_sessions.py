@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_pipelines.arrow import sessions
 from beam_pipelines.arrow.aggregate import AggregateSpec
+from beam_pipelines.arrow.engine import local_engine
 from beam_pipelines.arrow.panes import aggregate_batch, merge_partials, partials, plan, present
 from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.arrow.windows import WindowSpec
@@ -61,6 +63,22 @@ def test_any_split_and_order_gives_the_sessions_of_the_whole(rows: list[tuple[st
     expected = panes_of([{"g": g, "t": t, "x": i} for i, (g, t) in enumerate(rows)], spec.windowing, ["g"])
     assert got == {k: (len(m), sum(r["x"] for r in m)) for k, m in expected.items()}
     assert len(got) == panes.num_rows
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-60, 60), st.integers(0, 5)), max_size=30), st.integers(1, 12), st.integers(0, 20))
+def test_a_stream_finds_the_sessions_that_sql_finds(runs: list[tuple[int, int, int]], gap: int, more: int) -> None:
+    spec = WindowSpec(type="sessions", gap=gap, max_length=gap + more)
+    first = np.array([t for _, t, _ in runs], np.int64)
+    key, last = np.array([k for k, _, _ in runs], np.int64), first + [n for _, _, n in runs]
+    last = np.minimum(last, (first // spec.longest + 1) * spec.longest - 1).astype(np.int64)  # a run lies in one cell
+    slot = pa.record_batch({"n": pa.array(np.arange(len(key))), "k": key, "w": first, "e": last})
+    sql = f"SELECT n, min(w) OVER piece AS s, max(_end) OVER piece AS e FROM ({sessions.windows('SELECT * FROM $slot', ['k'], spec)}) "
+    told = local_engine().select(sql + "WINDOW piece AS (PARTITION BY k, _run, _piece) ORDER BY n", slot.schema)(slot)
+    found = sessions.found(key, first, last, spec)
+    back = np.argsort(found.order)
+    assert found.start[back].tolist() == told.column("s").to_pylist()
+    assert found.end[back].tolist() == told.column("e").to_pylist()
 
 
 @settings(deadline=None, max_examples=60)

@@ -110,7 +110,10 @@ def test_a_proposal_validates_and_runs_on_its_file(call: Call, tmp_path: Path, n
         ("x.parquet", b"id\n1\n", "is no parquet file"),
         ("x.avro", b"Obj\x01rest", "x.avro"),
         ("x.bin", bytes(range(256)), "it is no text"),
-        ("cut.csv.gz", gzip.compress(b"id\n1\n")[:12], "cut.csv.gz"),
+        ("README.md", b"# Notes\nThis has, as texts have,\nlines of all lengths, and more, of course\n", "does not look like a table"),
+        ("run.py", b"#!/usr/bin/env python\nimport os\n", "it has one column, called '#!/usr/bin/env python'"),
+        ("page.html", b"<html><body>x</body></html>\n", "does not look like a table"),
+        ("cut.csv.gz", gzip.compress(b"id\n1\n", mtime=0)[:12], "cut.csv.gz"),
     ],
 )
 def test_a_file_that_teaches_nothing_is_a_clear_error(call: Call, tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -187,6 +190,53 @@ def test_json_keeps_its_nesting_and_says_where_kinds_differ(tmp_path: Path) -> N
     assert {n: r["type"] for n, r in found.items()} == {
         "id": "int64", "user": "struct<name: string, tags: list<string>>", "price": "decimal(12,2)", "far": "float64", "any": "json", "when": "int64",
     }  # fmt: skip
+
+
+def test_a_directory_of_several_kinds_is_narrowed_to_one_and_says_so(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.csv").write_text("id,name\n" + "".join(f"{i},x\n" for i in range(99)))
+    (folder / "below" / "b.csv.gz").write_bytes(gzip.compress(b"id,name\n1000,z\n", mtime=0))
+    (folder / "c.jsonl").write_text('{"x": 1}\n')
+    (folder / "README.md").write_text("# What\nis this, then?\n" * 500)
+    done = call("init", "--from", folder, "--out", tmp_path)
+    assert "It is the largest of 2 files, which are taken to be alike." in done.err
+    assert "(1 .md, 1 jsonl): the proposal fits none of them and reads" in done.err
+    assert load_spec(tmp_path / "pipeline.yaml").spec.sources.batch[0].patterns == (f"{folder}/**.csv", f"{folder}/**.csv.gz")
+    record = json.loads(call("run", tmp_path / "pipeline.yaml", "--json").out)
+    assert (record["outputs"][0]["rows"], record["dead_letters"]) == (100, {})
+
+
+def test_the_check_proposed_as_an_example_is_right_when_it_is_taken(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,group\na,1\nb,1\n")
+    text = call("init", "--from", tmp_path / "x.csv").out
+    (tmp_path / "p.yaml").write_text(text.replace("  # - {name: not_negative", "  - {name: not_negative"))
+    call("validate", tmp_path / "p.yaml")
+
+
+def test_a_list_of_plain_values_without_an_ending_is_a_table(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("id\n1\n2\n")
+    assert "id: {type: int64, required: true}" in call("init", "--from", tmp_path / "ids").out
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind", "note", "dead"),
+    [
+        ("5.0", "int64", "1 of 41 are no integers, such as 5.0: dead letters", 1),
+        ("5.0", "decimal(38,0)", "", 0),
+        ("1e30", "decimal(38,0)", "", 0),
+        ("1.5", "decimal(38,0)", "1 of 41 are no integers, such as 1.5: dead letters", 1),
+        ("1" * 60, "json", "integers of more than 38 digits: kept as JSON text", 0),
+    ],
+)
+def test_what_is_said_of_numbers_that_are_no_integers_is_so(call: Call, tmp_path: Path, odd: str, kind: str, note: str, dead: int) -> None:
+    start = 10**20 if kind != "int64" else 1
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in [*range(start, start + 40), odd]))
+    (column,) = propose(look_at(str(tmp_path / "x.jsonl"))).columns
+    assert (column.kind, "; ".join(column.notes)) == (kind, note)
+    call("init", "--from", tmp_path / "x.jsonl", "--out", tmp_path)
+    record = json.loads(call("run", tmp_path / "pipeline.yaml", "--json").out)
+    assert sum(record["dead_letters"].values()) == dead
 
 
 @pytest.mark.slow

@@ -58,6 +58,20 @@ def test_outputs_are_tables_by_name(call: Call, orders: Path) -> None:
     assert len(call("runs", orders).out.splitlines()) == 2
 
 
+def test_runs_to_two_lakes_are_two_outputs(call: Call, orders: Path) -> None:
+    count = "SELECT count(*) AS n FROM rows"
+    call("run", orders)
+    data = orders.parent / "orders.csv"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:2]))
+    call("run", orders, "--set", "lake=other")
+    assert call("query", orders, count).out.split() == ["n", "3"]
+    assert call("query", orders, count, "--set", "lake=other").out.split() == ["n", "1"]
+    assert "the newest run wrote it to" in call("query", orders, count, "--set", "lake=third", code=2).err
+    assert "no dead letters" in call("dlq", "inspect", orders, "--set", "lake=other").out
+    err = call("run", orders).err
+    assert "warning: rows: 1 partition (placed_at_day=2024-05-02) still holds rows of run" in err
+
+
 def test_every_kind_of_value_can_be_shown(call: Call, orders: Path) -> None:
     table = call("query", orders, VALUES).out
     for text in (
@@ -104,6 +118,20 @@ def test_columns_that_do_not_fit_the_screen_are_named() -> None:
 def test_wide_characters_are_aligned_and_long_values_cut() -> None:
     assert grid(["a", "b"], [["😀", "x"], ["y", "z"]]) == ["a   b", "😀  x", "y   z"]
     assert cell("x" * 100, 10) == "x" * 9 + "…"
+
+
+def test_the_text_null_is_told_from_no_value(call: Call, orders: Path) -> None:
+    out = call("query", orders, "SELECT unnest([NULL, 'NULL', 'null', '']) AS x").out
+    assert out.splitlines() == ["x", "NULL", '"NULL"', "null", ""]
+
+
+def test_long_values_are_cut_unless_all_is_asked_for(call: Call, orders: Path) -> None:
+    sql = "SELECT repeat('x', 500) AS long, 1 AS after"
+    assert call("query", orders, sql).out.splitlines()[1] == "x" * 59 + "…      1"
+    assert call("query", orders, sql, "--wide").out.splitlines()[1] == "x" * 500 + "      1"
+    assert call("query", orders, sql, "--format", "csv").out.splitlines()[1] == "x" * 500 + ",1"
+    table = pa.table({f"column_{i}": ["x" * 20] for i in range(9)})
+    assert table_lines(table, width=60, wide=True)[0].split() == table.column_names
 
 
 def test_an_empty_result_is_a_header(capsys: pytest.CaptureFixture[str]) -> None:

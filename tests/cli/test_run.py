@@ -53,7 +53,7 @@ def test_a_failed_check_exits_with_1_says_why_and_commits_nothing(call: Call, or
         (["nosuch.yaml"], 2, "nosuch.yaml: there is no such file"),
         (["SPEC", "--set", "lak=x"], 2, "did you mean 'lake'?"),
         (["SPEC", "--set", "lake"], 2, "expected name=value"),
-        (["SPEC", "--mode", "stream"], 2, "--mode batch"),
+        (["SPEC", "--mode", "stream"], 2, "declares no stream sources"),
         (["SPEC", "--runner", "flink"], 2, "not part of this version"),
         (["SPEC", "--runner", "Direct"], 0, "FnApiRunner"),
         (["SPEC", "--aply-lateness"], 2, "--apply-lateness"),

@@ -38,13 +38,32 @@ print(*sorted({{m.partition(".")[0] for m in sys.modules}}))"""
     assert not {"pyarrow", "apache_beam", "numpy", "rich", "pandas", "fastavro"} & set(done.stdout.splitlines()[-1].split())
 
 
+def test_a_key_that_is_not_there_is_a_note_and_stops_a_run_before_it_starts(
+    call: Call, orders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders.write_text(orders.read_text().replace("sensitive: redact", "sensitive: hmac") + "dead_letters: {raw_key: env:RAW_KEY}\n")
+    for name in ("BEAM_PIPELINES_HMAC_KEY", "RAW_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    err = call("validate", orders).err
+    assert "note: hmac_key: env:BEAM_PIPELINES_HMAC_KEY: the environment variable is not set here" in err
+    assert "note: dead_letters.raw_key: env:RAW_KEY: the environment variable is not set here" in err
+    assert "error: hmac_key: secret env:BEAM_PIPELINES_HMAC_KEY" in call("run", orders, code=2).err
+    monkeypatch.setenv("BEAM_PIPELINES_HMAC_KEY", "k")
+    assert "error: dead_letters.raw_key: secret env:RAW_KEY" in call("run", orders, code=2).err
+    monkeypatch.setenv("RAW_KEY", "short")
+    assert "a key of 32 bytes is needed" in call("run", orders, code=2).err
+    assert not (orders.parent / "lake").exists()
+    monkeypatch.setenv("RAW_KEY", "00" * 32)
+    assert "not set here" not in call("validate", orders).err
+
+
 def test_an_unknown_verb_names_the_nearest(call: Call) -> None:
     assert "unknown verb 'runn'; did you mean 'run'?" in call("runn", code=2).err
 
 
 def test_help_lists_the_verbs_in_the_order_a_user_meets_them(call: Call) -> None:
     out = call("--help").out
-    verbs = ["init", "validate", "preview", "test", "run", "query", "runs", "dlq", "schema"]
+    verbs = ["init", "validate", "preview", "test", "run", "replay", "query", "runs", "dlq", "schema"]
     assert [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()] == verbs
     assert "..." not in out.partition("Commands:")[2]
     for verb in verbs:

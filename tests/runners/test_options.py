@@ -6,7 +6,7 @@ import pytest
 
 from beam_pipelines.errors import RunError, SinkError, SpecError
 from beam_pipelines.runners.beam_options import unknown_flags
-from beam_pipelines.runners.direct import _own_error
+from beam_pipelines.runners.failures import own_error
 from beam_pipelines.runners.options import check_flags, engine_for
 
 
@@ -48,22 +48,22 @@ def test_beam_options_are_known_and_others_named() -> None:
 def test_our_own_error_is_found_inside_what_a_runner_raised() -> None:
     wrapped = RuntimeError("engine")
     wrapped.__cause__ = ours = SinkError("disk: full.", hint="Free space.")
-    assert _own_error(wrapped) is ours
+    assert own_error(wrapped) is ours
 
 
 def test_an_error_of_a_worker_process_comes_back_as_what_it_was() -> None:
     trace = (
         "Traceback (most recent call last):\n  File x\nbeam_pipelines.errors.SinkError: disk: full. Free space. [while running 'Write']\n"
     )
-    found = _own_error(RuntimeError(trace))
+    found = own_error(RuntimeError(trace))
     assert (type(found), str(found)) == (SinkError, "disk: full. Free space.")
 
 
 def test_an_interruption_that_an_engine_wrapped_is_one() -> None:
-    assert isinstance(_own_error(RuntimeError("KeyboardInterrupt [while running 'x']")), KeyboardInterrupt)
+    assert isinstance(own_error(RuntimeError("KeyboardInterrupt [while running 'x']")), KeyboardInterrupt)
 
 
 def test_any_other_error_names_its_cause_and_step() -> None:
-    found = _own_error(ValueError("no good [while running 'Read0/Read']"))
+    found = own_error(ValueError("no good [while running 'Read0/Read']"))
     assert isinstance(found, RunError)
     assert str(found).startswith("the job failed: ValueError: no good, in step Read0/Read.")

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from beam_pipelines.arrow.contract import Column, Contract
-from beam_pipelines.arrow.masking import HIDDEN, SEALED, open_sealed
+from beam_pipelines.arrow.masking import SEALED, open_sealed
+from beam_pipelines.arrow.quiet import HIDDEN
 from beam_pipelines.arrow.schema import RAW_BATCH, Failure, Rejected, dead_letters, provenance
 from beam_pipelines.errors import SpecError
 from beam_pipelines.sinks.commit import Commit
@@ -109,7 +110,7 @@ def test_with_sensitive_columns_bytes_are_left_out_and_quotes_hidden(tmp_path: P
     job(tmp_path, "r1", {"a": (1,)}, contract=SECRET)
     (letter,) = view(tmp_path)
     assert letter["raw"] is None
-    assert letter["message"] == f"'x' is no int32; {HIDDEN}"
+    assert letter["message"] == f"'x' is no int32; id: the value is no string {HIDDEN}"
     content = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     assert b"Ann" not in content
     assert b"line 1" not in content

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.errors import SinkError
+from beam_pipelines.places import open_new, write_bytes
 from beam_pipelines.sinks.changes import INPROGRESS
 from beam_pipelines.sinks.files import Closed, Files, Layout
 from beam_pipelines.sinks.parquet import ParquetEncoder
-from beam_pipelines.sinks.places import open_new, write_bytes
 from tests.sinks.lake import rows
 
 BY_K = (parse_partition("k"),)

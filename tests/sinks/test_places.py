@@ -12,8 +12,8 @@ import duckdb
 import pytest
 from apache_beam.io.localfilesystem import LocalFileSystem
 
+from beam_pipelines import places
 from beam_pipelines.errors import SinkError
-from beam_pipelines.sinks import places
 from beam_pipelines.sinks.claims import holder
 from beam_pipelines.sinks.committing import abandon, commit_steps, prepare
 from beam_pipelines.sinks.manifest import snapshots, unfinished

@@ -96,6 +96,12 @@ def test_escaped_references_are_plain_text() -> None:
         ("", "n: {type: int}", {"n": "1.5"}, "--set n: parameter 'n': got '1.5'; expected an integer"),
         ("", "b: {type: boolean}", {"b": "yes"}, "got 'yes'; expected true or false"),
         ("", "d: {type: duration}", {"d": "2 days"}, "expected a duration such as 15m or 2d"),
+        (
+            "",
+            "lake: {type: path, default: lake}",
+            {"lake": ""},
+            "--set lake: parameter 'lake': got an empty path; write . for the spec's folder",
+        ),
         ("", "s: {choices: [a, b]}", {"s": "c"}, "got 'c'; expected one of a, b"),
         ("", "s: {regex: '\\d+'}", {"s": "c"}, "expected a text matching \\d+"),
         ("", "n: {type: int, default: x}", {}, "parameters.n.default: got 'x'; expected an integer"),

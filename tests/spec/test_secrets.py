@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipelines.errors import RunError, SpecError
-from beam_pipelines.spec.secrets import check_reference, resolve_secret
+from beam_pipelines.spec.secrets import absent_here, check_reference, expect_secrets, resolve_secret
 
 
 def test_a_reference_is_resolved_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +52,14 @@ def test_a_missing_client_is_named_with_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "google.cloud", None)
     with pytest.raises(RunError, match=r"google-cloud-secret-manager is not installed on this worker\. Install beam-pipelines\[gcp\]"):
         resolve_secret("gcp:projects/p/secrets/s")
+
+
+def test_a_run_on_this_machine_expects_its_secrets_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "k")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    assert expect_secrets({"hmac_key": "env:THE_KEY", "dead_letters.raw_key": None}) == {"hmac_key": b"k"}
+    for ref in ("env:NOT_THERE", f"file:{tmp_path}/none"):
+        with pytest.raises(SpecError, match=f"hmac_key: secret {ref}"):
+            expect_secrets({"hmac_key": ref})
+        assert absent_here(ref) is not None
+    assert [absent_here(ref) for ref in ("env:THE_KEY", f"file:{__file__}", "gcp:projects/p/secrets/s")] == [None, None, None]

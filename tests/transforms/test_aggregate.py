@@ -180,14 +180,6 @@ def test_many_groups_are_merged_in_portions(monkeypatch: pytest.MonkeyPatch) -> 
     run(batches, Aggregate(spec, name="a", time="t"), panes=same)
 
 
-def test_an_unbounded_collection_is_refused_with_the_reason() -> None:
-    pipeline = beam.Pipeline("FnApiRunner")
-    endless = pipeline | beam.Create([rows("f", 1, seed=1)])
-    endless.is_bounded = False
-    with pytest.raises(SpecError, match=r"hourly: Aggregate takes a bounded PCollection; got an unbounded one\. The streaming path"):
-        endless | Aggregate(AggregateSpec(measures={"n": "count()"}), name="hourly")
-
-
 def test_windows_without_a_time_column_are_refused_when_declared() -> None:
     with pytest.raises(SpecError, match="hourly: windows need a time column"):
         Aggregate(AggregateSpec(windowing=WindowSpec(size="1h"), measures={"n": "count()"}), name="hourly")

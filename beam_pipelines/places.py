@@ -10,7 +10,8 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from beam_pipelines.errors import SinkError
@@ -147,6 +148,16 @@ def exists(path: str) -> bool:
     return os.path.exists(local(path)) if is_local(path) else bool(_beam().exists(path))
 
 
+def modified(folder: str) -> int | None:
+    """When files in `folder` last came or went, in nanoseconds; None where that is not known: on a URL, or where there is no such folder."""
+    if not is_local(folder):
+        return None
+    try:
+        return os.stat(local(folder)).st_mtime_ns
+    except OSError:
+        return None
+
+
 def move(source: str, target: str) -> None:
     """Moves a file, replacing `target`. Done before: nothing happens. Raises SinkError if neither is there."""
     try:
@@ -166,6 +177,69 @@ def move(source: str, target: str) -> None:
             ) from error
     except OSError as error:
         raise refused(target, error, doing="move a file to it") from error
+
+
+def publish(made: str, path: str) -> None:
+    """Gives the closed file `made` its name `path`, in the same folder; when this returns, content and name survive a power failure."""
+    if not is_local(path):
+        return move(made, path)
+    try:
+        _sync(local(made))
+        os.replace(local(made), local(path))
+        _sync(parent(local(path)))
+        _sync_parents(parent(local(path)))
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@lru_cache(4096)
+def _sync_parents(folder: str) -> None:
+    """A folder's own name is durable when the folder above it is; once per folder and process."""
+    folder = os.path.abspath(folder)
+    while folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+        with suppress(OSError):  # folders above ours need not be ours to read
+            _sync(folder)
+
+
+@contextmanager
+def locked(folder: str, *, wait: bool = True) -> Iterator[bool]:
+    """Holds `folder` against all who ask for it on this machine, by an advisory lock that ends with the process; it is made if missing.
+
+    Gives False, without `wait`, while another holds it. A folder on a URL, or on a system without such locks, is given to everyone.
+    """
+    if not is_local(folder):
+        yield True
+        return
+    try:
+        os.makedirs(local(folder), exist_ok=True)
+        handle = os.open(local(folder), os.O_RDONLY)
+    except OSError as error:
+        raise refused(folder, error) from error
+    try:
+        yield _flock(handle, wait)
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def delete(path: str) -> None:

@@ -1,0 +1,58 @@
+"""Compaction of an archive: 32 files of bundles ─▶ one .1, 16 of those ─▶ one .2, 32 of those ─▶ one .2; what is left in a quiet hour ─▶ one .2.
+
+After a pass an hour has at most 31 + 15 + 31 live files, whatever the rate. A message is written three times at most, once by its bundle and
+twice here, unless an hour gets more than 32 * 16 * 32 = 16,384 files (two a second are 7,200).
+
+How it is done, and why it is safe at every moment: `compaction`. A position that is stored twice is dropped by the merge of both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, MutableMapping
+
+from beam_pipelines.formats import compaction
+from beam_pipelines.formats.archive import Positions
+from beam_pipelines.formats.archive_files import hours, notes, stored, write_file
+from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Compacted, Files, Merge, Step
+
+__all__ = ["FAN_IN", "GRACE_S", "QUIET_S", "Compacted", "Step", "compact", "compact_steps"]
+
+FAN_IN = (32, 16, 32)
+"""How many live files of each level are merged at least."""
+
+
+def compact(
+    folder: str, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None
+) -> Compacted:
+    """One pass over all hours of an archive, or of the folder of one source: merges what is due and deletes what was merged a minute ago.
+
+    Call it every 10 s or so; `now` gives seconds since 1970. `at_rest`, kept by the caller between calls, spares hours in which nothing
+    has changed since there was nothing left to do. Sealed messages are merged without the key. `epoch` is the caller's, by default the latest in the
+    hour: what earlier epochs left unfinished is deleted, and a process of one that still writes fails with SinkError.
+    """
+    return Compacted.of(compact_steps(folder, epoch=epoch, now=now, at_rest=at_rest))
+
+
+def compact_steps(
+    folder: str, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
+    fan_in: tuple[int, int, int] = FAN_IN,
+) -> Generator[Step, None, None]:  # fmt: skip
+    """`compact`, step by step: after each one the process may die."""
+    files = Files(_replaces, _alike, stored, _write, fan_in, top=2, fresh=lambda: Positions().fresh)
+    return compaction.compact_steps((hour.folder for hour in hours(folder)), files, epoch=epoch, now=now, at_rest=at_rest)
+
+
+def _replaces(path: str) -> tuple[str, ...]:
+    return notes(path).replaces
+
+
+def _alike(path: str) -> str | None:
+    """Files that are not sealed, or sealed under the same key."""
+    found = notes(path)
+    return None if found.broken else found.seal
+
+
+def _write(merge: Merge) -> str:
+    seal = notes(merge.like).seal
+    return write_file(merge.folder, merge.batches, epoch=merge.epoch, level=merge.level, seal=seal, replaces=merge.replaces, now=merge.now)

@@ -1,0 +1,220 @@
+"""Compaction: many small files of a folder become few large ones while one process writes and others read.
+
+    files of bundles ─▶ enough of them: one .1 ─▶ enough of those: one .2 ─▶ …          whatever is left in a quiet folder ─▶ one .2
+
+How many are enough, by level, bounds the files of a folder whatever the rate: `fan_in` (32, 16) leaves at most 31 + 15 after a pass.
+
+Safe at every moment, because of the order of three steps. A merged file is made durable under a hidden name; then it gets its name, which is one act,
+and names the files it replaces; a minute later, in another pass, those are deleted. So whoever lists a folder sees each row in the old files, the new
+one, or both, and readers take a row once. After a crash between two steps the next pass goes on: a merged file still says what it replaces. Only
+files that a durable file replaces are ever deleted.
+
+One process at a time merges in a folder: an advisory lock on it. Without it (other machines, URLs) two would merge the same files: each result names the
+same files as replaced, nothing is lost, and a row that is stored twice is read once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+
+from beam_pipelines.arrow.concat import coalesce
+from beam_pipelines.formats.named_files import Named, again, named, unfinished, unreplaced
+from beam_pipelines.formats.reader import Broken
+from beam_pipelines.places import delete, join, list_files, locked, modified, size
+
+GRACE_S = 60.0
+QUIET_S = 3600.0
+_QUIET_LEVEL = 2
+_MOST = 512
+_GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
+_damaged: set[str] = set()  # files of this process's passes that could not be read: merging leaves them to readers, who report them
+
+
+class Step(NamedTuple):
+    """One durable act of a compaction. `merged`: a file that got its name; `deleted`: one that was replaced; `swept`: one never finished."""
+
+    act: Literal["merged", "deleted", "swept"]
+    path: str
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What passes did, in files."""
+
+    merged: int = 0
+    deleted: int = 0
+    swept: int = 0
+
+    @classmethod
+    def of(cls, steps: Iterable[Step]) -> Compacted:
+        """What all the steps did."""
+        acts = [step.act for step in steps]
+        return cls(acts.count("merged"), acts.count("deleted"), acts.count("swept"))
+
+
+class Merge(NamedTuple):
+    """A file to write: `batches` of the files of `like`'s kind. `replaces` is complete after the last batch."""
+
+    folder: str
+    like: str
+    batches: Iterator[pa.RecordBatch]
+    replaces: Sequence[str]
+    epoch: int
+    level: int
+    now: Callable[[], float]
+
+
+def _all(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a compaction must know of a kind of files.
+
+    `replaces` gives the names of those a merged file replaces, `alike` a word that files share if they may be merged (None: cannot be read),
+    `read` a file's rows, `write` writes a merged file and gives its path; all but the last raise FileNotFoundError. `fan_in` says by level how many live
+    files are merged at least (all there are, up to `_MOST`), the last entry also for all higher levels; `top` is the highest level. Files of
+    `full_bytes` are not merged again. `fresh` gives, for each merge, what drops rows that came before. `swept` lists what earlier epochs left unfinished.
+    """
+
+    replaces: Callable[[str], Sequence[str]]
+    alike: Callable[[str], str | None]
+    read: Callable[[str], Iterator[pa.RecordBatch | Broken]]
+    write: Callable[[Merge], str]
+    fan_in: Sequence[int]
+    top: int | None = None
+    full_bytes: int | None = None
+    fresh: Callable[[], Callable[[pa.RecordBatch], pa.RecordBatch]] = lambda: _all
+    swept: Callable[[str, int], list[str]] = unfinished
+
+    def least(self, level: int) -> int:
+        """How many live files of a level are merged at least."""
+        return self.fan_in[min(level, len(self.fan_in) - 1)]
+
+
+def compact_steps(
+    folders: Iterable[str], files: Files, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None
+) -> Generator[Step, None, None]:  # fmt: skip
+    """One pass over the folders, step by step: after each one the process may die.
+
+    `now` gives seconds since 1970. `at_rest`, kept by the caller between calls, spares folders in which nothing has changed since there was nothing
+    left to do. `epoch` is the caller's, by default the latest in each folder: what earlier epochs left unfinished is deleted.
+    """
+    known = {} if at_rest is None else at_rest
+    for folder in folders:
+        before = modified(folder)
+        if before is not None and known.get(folder) == before:
+            continue
+        with locked(folder, wait=False) as held, suppress(FileNotFoundError):  # where locks do not reach, another may be quicker
+            if held:
+                yield from _folder(folder, files, epoch, now)
+                if before is not None and _rests(folder, files, now()):
+                    known[folder] = before
+
+
+def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float]) -> Iterator[Step]:
+    epoch = max([epoch, *(file.epoch for file in named(folder))])
+    for path in files.swept(folder, epoch):
+        delete(path)
+        yield Step("swept", path)
+    for path in _deletable(folder, files, now()):
+        delete(path)
+        yield Step("deleted", path)
+    level = 0
+    while any(file.level >= level for file in named(folder)):
+        while group := _due(folder, files, level):
+            up = level + 1 if files.top is None else min(level + 1, files.top)
+            yield Step("merged", _merge(folder, files, group, up, epoch, now))
+        level += 1
+    for group in _quiet(folder, files, now()):
+        yield Step("merged", _merge(folder, files, group, _QUIET_LEVEL, epoch, now))
+
+
+def _deletable(folder: str, files: Files, now: float) -> list[str]:
+    """Files that were replaced long enough ago, oldest merge first."""
+    there = named(folder)
+    paths = {file.path for file in there}
+    old = sorted((file for file in there if file.level and now - file.made_at >= GRACE_S), key=lambda file: file.made_at)
+    return [path for path in dict.fromkeys(join(folder, name) for file in old for name in files.replaces(file.path)) if path in paths]
+
+
+def _due(folder: str, files: Files, level: int) -> list[Named]:
+    """Live files of a level to merge, if there are enough; [] else."""
+    found, least = _mergeable(folder, files, level, level), files.least(level)
+    return next((_fitting(group, files) for group in _alike(found, files) if len(group) >= least), []) if len(found) >= least else []
+
+
+def _quiet(folder: str, files: Files, now: float) -> list[list[Named]]:
+    """What is left of small files in a folder that gets none any more."""
+    small = _mergeable(folder, files, 0, _QUIET_LEVEL - 1)
+    quiet = all(now - file.made_at >= QUIET_S for file in small)
+    return [_fitting(group, files) for group in _alike(small, files) if len(group) > 1] if quiet else []
+
+
+def _mergeable(folder: str, files: Files, lowest: int, highest: int) -> list[Named]:
+    live = again(lambda: unreplaced(folder, files.replaces))
+    return [file for file in live if lowest <= file.level <= highest and file.path not in _damaged and not _full(file, files)]
+
+
+def _full(file: Named, files: Files) -> bool:
+    return files.full_bytes is not None and size([file.path]) >= files.full_bytes
+
+
+def _fitting(group: list[Named], files: Files) -> list[Named]:
+    """The first files of a group, at least two, that together are not much more than a full one."""
+    taken, total = group[:_MOST], 0
+    for number, file in enumerate(taken):
+        total += size([file.path]) if files.full_bytes is not None else 0
+        if number and files.full_bytes is not None and total >= files.full_bytes:
+            return taken[: number + 1]
+    return taken
+
+
+def _alike(found: Sequence[Named], files: Files) -> list[list[Named]]:
+    """Files that may be merged, by kind."""
+    words = ((files.alike(file.path), file) for file in found)
+    readable = sorted(((word, file) for word, file in words if word is not None), key=itemgetter(0))
+    return [[file for _, file in group] for _, group in groupby(readable, key=itemgetter(0))]
+
+
+def _rests(folder: str, files: Files, now: float) -> bool:
+    """Whether nothing is left to do, nor will be before another file comes."""
+    there = named(folder)
+    live = unreplaced(folder, files.replaces)
+    return all(now - file.made_at >= QUIET_S for file in there) and len(live) == len(there) and not _quiet(folder, files, now)
+
+
+def _merge(folder: str, files: Files, group: Sequence[Named], level: int, epoch: int, now: Callable[[], float]) -> str:
+    there = frozenset(list_files(folder))
+    replaces: list[str] = []
+    batches = coalesce(_rows(files, group, replaces, there), target_rows=_GROUP_ROWS, target_bytes=_GROUP_BYTES)
+    return files.write(Merge(folder, group[0].path, batches, replaces, epoch, level, now))
+
+
+def _rows(files: Files, group: Sequence[Named], replaces: list[str], there: frozenset[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of all files. The names of files read whole go to `replaces`, with those they replace that are still `there`: so it does not
+    matter in which order files are deleted."""
+    fresh = files.fresh()
+    for file in group:
+        whole = True
+        with suppress(FileNotFoundError):  # where locks do not reach: merged and deleted by another
+            for piece in files.read(file.path):
+                if isinstance(piece, Broken):
+                    whole = False
+                    _damaged.add(file.path)
+                    continue
+                rows = fresh(piece)
+                if rows.num_rows:
+                    yield rows
+            if whole:
+                replaces.append(file.path.rpartition("/")[2])
+                replaces += [name for name in files.replaces(file.path) if name in there]

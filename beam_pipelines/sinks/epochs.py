@@ -1,0 +1,89 @@
+"""Which start of a stream this is: numbers that only rise, each taken once. Loads no Beam.
+
+    {state}/stream/epochs/000001.json    the first start
+    {state}/stream/epochs/000002.json    the next: from now on the first may store nothing more
+
+A start takes the next number by creating its file, which only one of all who try can do. Whoever holds a number looks, before it says that
+something is stored for good, whether a higher one exists (`Fence`). What the older process stored before that lies where the newer one, which
+lists the archive after it took its number, finds it; so between the two no message is lost, and no third state exists.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+import msgspec
+
+from beam_pipelines.errors import SinkError
+from beam_pipelines.places import create_new, exists, join, list_files, read_bytes
+from beam_pipelines.sinks.run import utc_now
+
+_TRIES = 20
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Who took an epoch, for people."""
+
+    run_id: str
+    started_at: str
+    host: str
+    pid: int
+
+
+def stream_folder(state: str) -> str:
+    """Where a pipeline's stream keeps what must outlive its process."""
+    return join(state, "stream")
+
+
+def doors_folder(state: str) -> str:
+    """Where rows of a stream that left otherwise than written or dead are listed."""
+    return join(stream_folder(state), "doors")
+
+
+def take_epoch(state: str, run_id: str) -> int:
+    """The next epoch, now this process's; every earlier one is fenced.
+
+    Raises SinkError where other starts are always quicker, or the state folder refuses.
+    """
+    mine = msgspec.json.encode(Start(run_id, utc_now(), socket.gethostname(), os.getpid()))
+    for _ in range(_TRIES):
+        number = latest_epoch(state) + 1
+        if create_new(_path(state, number), mine):
+            return number
+    raise SinkError(f"{_folder(state)}: {_TRIES} other starts came first.", hint="Start this stream once, not in a loop.")
+
+
+def latest_epoch(state: str) -> int:
+    """The highest epoch taken; 0 before the first start."""
+    numbers = [int(n[:-5]) for n in list_files(_folder(state)) if n.endswith(".json") and n[:-5].isdigit()]
+    return max(numbers, default=0)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Raises SinkError once a later start has taken the stream over. Picklable; one look at one file per call."""
+
+    state: str
+    epoch: int
+
+    def __call__(self) -> None:
+        newer = _path(self.state, self.epoch + 1)
+        if not exists(newer):
+            return
+        content = read_bytes(newer)
+        who = msgspec.json.decode(content, type=Start) if content else None
+        by = f"run {who.run_id}, process {who.pid} on {who.host}, since {who.started_at}" if who else "another start"
+        raise SinkError(
+            f"{self.state}: this stream was taken over by a later start ({by}); this process is epoch {self.epoch} and stores nothing more.",
+            hint="Nothing is lost: what it had not stored goes to the later one. Run one stream per state folder.",
+        )
+
+
+def _folder(state: str) -> str:
+    return join(stream_folder(state), "epochs")
+
+
+def _path(state: str, number: int) -> str:
+    return join(_folder(state), f"{number:06d}.json")

@@ -1,0 +1,53 @@
+"""How far each start of a stream has come: one file each, `{state}/stream/progress/000007.json`. Loads no Beam.
+
+Each start keeps its own account, and begins it with how far the one before had come. The newest account counts, never the farthest: a process that
+was taken over may live on for a moment and get farther, but the windows it closes then are the newer one's to show.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from beam_pipelines.places import join, list_files, read_bytes, write_bytes
+from beam_pipelines.sinks.epochs import stream_folder
+
+
+class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a start of a stream has come. Times are microseconds of the arrival clock, None where nothing is known.
+
+    `watermark_micros`: what arrived before is stored, and windows that close before are shown for good. `began_micros`: the same of the starts
+    before, when this one began. `through_ms`: what was archived before this moment (ms since 1970) is stored, whenever it arrived. `ended`: in
+    order, all open windows shown; `handed_back`: and no message is out any more.
+    """
+
+    watermark_micros: int | None = None
+    began_micros: int | None = None
+    through_ms: int | None = None
+    ended: bool = False
+    handed_back: bool = False
+
+
+def starts(state: str) -> dict[int, Reached]:
+    """How far each start has come, by its epoch."""
+    found = {}
+    for name in list_files(_folder(state)):
+        if name.endswith(".json") and name[:-5].isdigit() and (content := read_bytes(join(_folder(state), name))):
+            found[int(name[:-5])] = msgspec.json.decode(content, type=Reached)
+    return dict(sorted(found.items()))
+
+
+def begin(state: str, epoch: int) -> Reached:
+    """How far the starts before `epoch` have come; from now on the account of this one counts. Call it before anything is stored."""
+    earlier = {number: reached for number, reached in starts(state).items() if number < epoch}
+    before = earlier[max(earlier)] if earlier else Reached()
+    write_progress(state, epoch, Reached(before.watermark_micros, before.watermark_micros, before.through_ms))
+    return before
+
+
+def write_progress(state: str, epoch: int, reached: Reached) -> None:
+    """Writes down how far this start has come."""
+    write_bytes(join(_folder(state), f"{epoch:06d}.json"), msgspec.json.encode(reached))
+
+
+def _folder(state: str) -> str:
+    return join(stream_folder(state), "progress")

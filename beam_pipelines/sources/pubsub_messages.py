@@ -1,0 +1,175 @@
+"""Messages as they come from a pull, as a batch: fields out of protobufs, positions, arrival times. No network here.
+
+[ReceivedMessage, ...] ──▶ MESSAGES batch: _source, _position, _arrival_time, _raw, _message_id, _ordering_key, _publish_time, _attributes
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, UTC_MICROS, provenance
+
+Micros = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_LEAST_WHOLE_ID = 2**40
+_POSITION_BITS = 2**63 - 1
+_ID_BITS = 11
+_DECIMAL = "^(0|[1-9][0-9]{0,18})$"
+_DIGITS = "^[0-9]{1,19}$"
+_ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.]\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
+_ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
+_PLAIN_MICROS = pa.timestamp("us")
+# Below these an epoch is in seconds, milliseconds, microseconds: each bound is the year 5138.
+_EPOCHS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
+
+
+class Pulled(NamedTuple):
+    """One answer to a pull: the rows (MESSAGES), their ack ids in the same order, and which rows' arrival could not be read."""
+
+    rows: pa.RecordBatch
+    ack_ids: list[str]
+    unreadable: Mask
+
+
+def pulled(received: Sequence[Any], *, source: str, attribute: str | None) -> Pulled:
+    """`received` (protobuf messages `ReceivedMessage`, not their wrappers) as a batch with provenance.
+
+    The arrival time is that of the attribute; where it is missing or unreadable, and without an attribute, the publish time.
+    """
+    ack_ids, raw, ids, orders, published, keys, values, ends = _fields(received)
+    publish = np.array(published, np.int64)
+    id_column = pa.array(ids, pa.string())
+    attributes = pa.MapArray.from_arrays(pa.array(ends, pa.int32()), pa.array(keys, pa.string()), pa.array(values, pa.string()))
+    arrival, unreadable = publish, np.zeros(len(ids), np.bool_)
+    if attribute is not None:
+        arrival, unreadable = arrival_times(attribute_of(attributes, attribute), publish)
+    positions = pa.array(message_positions(id_column, publish))
+    columns = [
+        *provenance(source, positions, instants(arrival)),
+        pa.array(raw, pa.binary()),
+        id_column,
+        pa.array(orders, pa.string()),
+        instants(publish),
+        attributes,
+    ]
+    return Pulled(pa.RecordBatch.from_arrays(columns, schema=MESSAGES), ack_ids, unreadable)
+
+
+def _fields(received: Sequence[Any]) -> tuple[list[Any], ...]:
+    """The fields of all messages as lists. The one loop over messages: protobuf has no other way to its fields."""
+    ack_ids: list[str] = []
+    raw: list[bytes] = []
+    ids: list[str] = []
+    orders: list[str | None] = []
+    published: list[int] = []
+    keys: list[str] = []
+    values: list[str] = []
+    ends = [0]
+    for one in received:
+        message = one.message
+        time = message.publish_time
+        ack_ids.append(one.ack_id)
+        raw.append(message.data)
+        ids.append(message.message_id)
+        orders.append(message.ordering_key or None)
+        published.append(time.seconds * 1_000_000 + time.nanos // 1_000)
+        if attributes := message.attributes:
+            for key in attributes:
+                keys.append(key)
+                values.append(attributes[key])
+        ends.append(len(keys))
+    return ack_ids, raw, ids, orders, published, keys, values, ends
+
+
+def message_positions(ids: pa.Array, publish_micros: Micros) -> Micros:
+    """Positions >= 0, a pure function of message id and publish time: a redelivered message keeps both, and so its position.
+
+    An id of the real service, decimal and at least 2**40, is the position itself. Smaller ones come from brokers that count from 1
+    again after a restart: publish time in microseconds, shifted, and the id's last 11 bits (2,048 messages of one microsecond). Any
+    other id: 63 bits of a hash over publish time and id.
+    """
+    decimal = pc.match_substring_regex(ids, _DECIMAL)
+    numbers = pc.if_else(decimal, ids, "0").cast(pa.uint64()).to_numpy()
+    small = (publish_micros.astype(np.uint64) << np.uint64(_ID_BITS)) | (numbers & np.uint64(2**_ID_BITS - 1))
+    positions = np.where(numbers >= _LEAST_WHOLE_ID, numbers, small & np.uint64(_POSITION_BITS))
+    for row in np.flatnonzero(~decimal.to_numpy(zero_copy_only=False) | (numbers > _POSITION_BITS)).tolist():
+        positions[row] = _hashed(ids[row].as_py(), int(publish_micros[row]))  # ids that are no numbers: not those of the service
+    signed: Micros = positions.astype(np.int64)
+    return signed
+
+
+def _hashed(message_id: str, publish_micros: int) -> int:
+    digest = hashlib.blake2b(f"{publish_micros}:{message_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & _POSITION_BITS
+
+
+def attribute_of(attributes: pa.MapArray, name: str) -> pa.Array:
+    """The attribute `name` of each row as text, NULL where a row has none. `attributes` is no slice and holds no NULL."""
+    at = pc.indices_nonzero(pc.equal(attributes.keys, name)).to_numpy().astype(np.int64)
+    rows = np.searchsorted(attributes.offsets.to_numpy(), at, side="right") - 1
+    found = np.full(len(attributes), -1, np.int64)
+    found[rows] = at
+    return attributes.items.take(pa.array(found, mask=found < 0))
+
+
+def arrival_times(texts: pa.Array, publish_micros: Micros) -> tuple[Micros, Mask]:
+    """Microseconds for texts that are RFC 3339, ISO 8601 (without a zone: UTC) or an epoch in digits, and where none could be read.
+
+    Digits are seconds below 1e11, milliseconds below 1e14, microseconds below 1e17. What cannot be read is the publish time.
+    """
+    micros = pc.coalesce(_from_digits(texts), _from_iso(texts))
+    unreadable: Mask = micros.is_null().to_numpy(zero_copy_only=False)
+    return np.where(unreadable, publish_micros, micros.fill_null(0).to_numpy()), unreadable
+
+
+def _from_digits(texts: pa.Array) -> pa.Array:
+    digits = pc.fill_null(pc.match_substring_regex(texts, _DIGITS), False)
+    if not pc.any(digits, min_count=0).as_py():
+        return pa.nulls(len(texts), pa.int64())
+    numbers = pc.if_else(digits, texts, "0").cast(pa.uint64()).to_numpy()
+    known = digits.to_numpy(zero_copy_only=False) & (numbers < _EPOCHS[-1][0])
+    factors = np.select([numbers < bound for bound, _ in _EPOCHS], [factor for _, factor in _EPOCHS], 0)
+    return pa.array(np.where(known, numbers, 0).astype(np.int64) * factors, mask=~known)
+
+
+def _from_iso(texts: pa.Array) -> pa.Array:
+    upper = pc.utf8_upper(pc.utf8_trim_whitespace(texts))
+    iso = pc.if_else(pc.match_substring_regex(upper, _ISO), upper, pa.scalar(None, pa.string()))
+    if iso.null_count == len(iso):
+        return pa.nulls(len(texts), pa.int64())
+    plain = pc.replace_substring_regex(iso, r"([.]\d{6})\d+", r"\1")  # finer than a microsecond
+    zoned = pc.match_substring_regex(plain, _ZONED)
+    none = pa.scalar(None, pa.string())
+    with_zone = _cast(pc.if_else(zoned, plain, none), UTC_MICROS)
+    without = _cast(pc.if_else(zoned, none, plain), _PLAIN_MICROS)
+    return pc.coalesce(with_zone.cast(pa.int64()), without.cast(pa.int64()))
+
+
+def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`texts` as `kind`, NULL where one does not convert (30 February): halved until those are alone."""
+    try:
+        return texts.cast(kind)
+    except pa.ArrowInvalid:
+        if len(texts) == 1:
+            return pa.nulls(1, kind)
+        half = len(texts) // 2
+        return pa.concat_arrays([_cast(texts[:half], kind), _cast(texts[half:], kind)])
+
+
+def instants(micros: Micros) -> pa.Array:
+    """Microseconds as timestamps."""
+    return pa.array(micros).view(UTC_MICROS)
+
+
+def arrivals(batch: pa.RecordBatch) -> Micros:
+    """The arrival times of messages in microseconds."""
+    micros: Micros = batch.column(ARRIVAL).cast(pa.int64()).to_numpy()
+    return micros

@@ -1,0 +1,75 @@
+"""Pulled messages that wait to be handed out: many small answers become one element worth its fixed cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import chain
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from beam_pipelines.arrow.concat import concat
+
+ENOUGH_ROWS, ENOUGH_BYTES = 20_000, 16 << 20
+
+
+class Parcel(NamedTuple):
+    """Messages sorted in together: `since` when the first waits (seconds), `oldest` its oldest arrival by the stream's clock (microseconds)."""
+
+    rows: pa.RecordBatch
+    positions: list[int]
+    size: int
+    since: float
+    oldest: int | None
+
+
+class Waiting:
+    """Parcels in the order in which they came. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._parcels: deque[Parcel] = deque()
+        self._size = 0
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def add(self, parcel: Parcel) -> None:
+        """One more."""
+        self._parcels.append(parcel)
+        self._rows, self._size = self._rows + parcel.rows.num_rows, self._size + parcel.size
+
+    def enough(self) -> bool:
+        """Whether there is a full element."""
+        return self._rows >= ENOUGH_ROWS or self._size >= ENOUGH_BYTES
+
+    def since(self) -> float | None:
+        """Since when the first one waits."""
+        return self._parcels[0].since if self._parcels else None
+
+    def oldest(self) -> int | None:
+        """The oldest arrival."""
+        return min((p.oldest for p in self._parcels if p.oldest is not None), default=None)
+
+    def take(self) -> list[Parcel]:
+        """The parcels of one element, at most one parcel over what is enough."""
+        taken: list[Parcel] = []
+        rows = size = 0
+        while self._parcels and rows < ENOUGH_ROWS and size < ENOUGH_BYTES:
+            parcel = self._parcels.popleft()
+            taken.append(parcel)
+            rows, size = rows + parcel.rows.num_rows, size + parcel.size
+        self._rows, self._size = self._rows - rows, self._size - size
+        return taken
+
+    def clear(self) -> list[int]:
+        """Lets all of them go and gives their positions."""
+        positions = list(chain.from_iterable(p.positions for p in self._parcels))
+        self._parcels.clear()
+        self._rows = self._size = 0
+        return positions
+
+
+def merged(parcels: list[Parcel]) -> tuple[pa.RecordBatch, list[int]]:
+    """The rows and positions of several parcels."""
+    return concat([p.rows for p in parcels]), list(chain.from_iterable(p.positions for p in parcels))

@@ -1,0 +1,50 @@
+"""Keyed state decoded once per process: what a key holds stays as Python objects between bundles, valid while a token in state says so.
+
+Beam hands state over as bytes at every bundle; decoding a large state each time would cost more than the work on it. So a stage keeps
+
+    in state    a bag of Arrow blobs, appended to, and a random token
+    in memory   (token, the decoded value)
+
+and trusts its memory only where both tokens are equal: a retried bundle, another worker, a restored checkpoint bring another token, and
+the value is read from the bag again. The token is random, never a counter: two histories could count alike.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from typing import Any
+
+_MOST = 1_024  # keys remembered by a process; a key that falls out is read from its state again
+_lock = threading.Lock()
+_known: OrderedDict[tuple[str, Any], tuple[bytes, Any]] = OrderedDict()
+
+
+def recall(stage: str, key: Any, token: Any) -> Any | None:
+    """The value remembered for `key` of `stage` if `token` (a ReadModifyWrite state of bytes) still names it; else None.
+
+    The caller owns what it gets: it may change it, and must `remember` it again, or a failed bundle's changes would stay.
+    """
+    named = token.read()
+    with _lock:
+        found = _known.pop((stage, key), None)
+    return found[1] if found is not None and found[0] == named else None
+
+
+def remember(stage: str, key: Any, token: Any, value: Any) -> None:
+    """Remembers `value` under a new token, which it writes to state; call it after the bag was written."""
+    named = secrets.token_bytes(8)
+    token.write(named)
+    with _lock:
+        _known[(stage, key)] = (named, value)
+        _known.move_to_end((stage, key))
+        while len(_known) > _MOST:
+            _known.popitem(last=False)
+
+
+def forget(stage: str | None = None) -> None:
+    """Forgets the values of a stage, or of all: only memory, never state."""
+    with _lock:
+        for known in [k for k in _known if stage is None or k[0] == stage]:
+            del _known[known]

@@ -1,0 +1,266 @@
+"""The stream's ledger: every row by exactly one door balances; a lost or doubled row is found and named."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_pipelines.arrow.doors import DUPLICATE, FILTERED
+from beam_pipelines.cli.show import show_run
+from beam_pipelines.serving.tables import runs_table
+from beam_pipelines.sinks.ledger import Line
+from beam_pipelines.sinks.results import RunResults, from_json, metadata, to_json
+from beam_pipelines.sinks.run import utc_now
+from beam_pipelines.sinks.stream_ledger import Misplaced, StreamLedger, stored_outputs, stream_ledger
+from tests.sinks.speed_lake import SOURCE, Speed, letters, panes, rows
+
+DOORS = ("written", "dead", "duplicate", "taken back", "filtered")
+
+
+def leave(speed: Speed, positions: list[int], door: str) -> None:
+    """Stores rows as they leave by a door. `taken back`: written first, a duplicate later."""
+    if not positions:
+        return
+    if door == "written":
+        speed.store(speed.writing(), rows(positions, change=1))
+    elif door == "dead":
+        speed.letter(letters(positions))
+    elif door == "filtered":
+        speed.door(positions, FILTERED)
+    else:
+        speed.store(speed.writing(), rows(positions, change=1)) if door == "taken back" else None
+        speed.store(speed.writing(), rows(positions, change=-1))
+
+
+def ledger(speed: Speed) -> StreamLedger:
+    return stream_ledger(speed.state, speed.outputs)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(DOORS), min_size=1, max_size=12), st.integers(0, 3), st.data())
+def test_every_row_by_one_door_balances_however_often_it_is_stored(
+    tmp_path_factory: pytest.TempPathFactory, doors: list[str], again: int, data: st.DataObject
+) -> None:
+    speed = Speed(tmp_path_factory.mktemp("speed"))
+    speed.writing()
+    speed.read(range(len(doors)))
+    for repeat in range(again + 1):
+        for door in DOORS:
+            mine = [n for n, d in enumerate(doors) if d == door]
+            leave(speed, mine if not repeat else data.draw(st.lists(st.sampled_from(mine), max_size=3)) if mine else [], door)
+        speed.restart(f"r{repeat + 2}")
+    found = ledger(speed)
+    assert found.balanced, found.explain()
+    assert found.explain() == ""
+    (line,) = found.lines
+    counts = {door: doors.count(door) for door in DOORS}
+    assert line == Line(
+        SOURCE, len(doors), counts["dead"], counts["duplicate"] + counts["taken back"], counts["filtered"], {"rows": counts["written"]}
+    )  # fmt: skip
+    assert found.reasons == ({"prepare:TYPE": counts["dead"]} if counts["dead"] else {})
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(DOORS), min_size=2, max_size=8), st.data())
+def test_a_lost_or_doubled_row_is_found_and_named(tmp_path_factory: pytest.TempPathFactory, doors: list[str], data: st.DataObject) -> None:
+    speed = Speed(tmp_path_factory.mktemp("speed"))
+    speed.writing()
+    speed.read(range(len(doors)))
+    lost, twice = data.draw(st.permutations(range(len(doors))))[:2]
+    exits = ["taken back", "duplicate"]
+    second = data.draw(st.sampled_from([d for d in ("written", "dead", "duplicate", "filtered") if {d, doors[twice]} - set(exits) and d != doors[twice]
+                                        and not {d, doors[twice]} <= {"written", *exits}]))  # fmt: skip
+    for door in DOORS:
+        leave(speed, [n for n, d in enumerate(doors) if d == door and n != lost], door)
+    leave(speed, [twice], second)
+    found = ledger(speed)
+    assert not found.balanced
+    assert found.open == {SOURCE: 1}
+    assert found.lost == (Misplaced(SOURCE, lost, (), ("rows",)),)
+    assert [(t.source, t.position, len(t.doors)) for t in found.twice] == [(SOURCE, twice, 2)]
+    said = found.explain()
+    assert f"{SOURCE}: " in said
+    assert f"position {lost} (not in rows)" in said
+    assert f"{SOURCE}, position {twice} left by {', '.join(found.twice[0].doors)}" in said
+
+
+def test_a_row_that_is_in_one_of_two_outputs_only_is_missing_in_the_other(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read([1, 2])
+    speed.store(speed.writing(), rows([1, 2]))
+    speed.store(speed.writing("rows_csv"), rows([1]))
+    found = ledger(speed)
+    assert found.open == {SOURCE: 1}
+    assert found.lost == (Misplaced(SOURCE, 2, ("written",), ("rows_csv",)),)
+    assert found.lines[0].written == {"rows": 2, "rows_csv": 1}
+    speed.store(speed.writing("rows_csv"), rows([2]))
+    assert ledger(speed).balanced
+
+
+def test_what_one_output_refused_others_may_have_written(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read([1, 2, 3])
+    speed.store(speed.writing(), rows([1, 2, 3]))
+    speed.store(speed.writing("rows_csv"), rows([1]))
+    speed.letter(letters([2, 3], "write", "SINK", "rows_csv"))
+    found = ledger(speed)
+    assert found.balanced, found.explain()
+    assert (found.lines[0].written, found.lines[0].refused, found.lines[0].dead) == ({"rows": 3, "rows_csv": 1}, {"rows_csv": 2}, 0)
+
+
+def test_a_row_that_an_output_wrote_and_refused_left_twice(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read([1])
+    speed.store(speed.writing(), rows([1]))
+    speed.letter(letters([1], "write", "SINK", "rows"))
+    assert ledger(speed).twice == (Misplaced(SOURCE, 1, ("written", "written to and refused by rows")),)
+
+
+def test_a_refused_row_that_turns_out_to_be_a_duplicate_is_one(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read([1])
+    speed.letter(letters([1], "write", "SINK", "rows"))
+    speed.store(speed.writing(), rows([1], change=-1))
+    found = ledger(speed)
+    assert found.balanced, found.explain()
+    assert (found.lines[0].duplicate, found.lines[0].refused) == (1, {})
+
+
+def test_letters_of_aggregates_are_counted_by_aggregate_and_take_no_row_away(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    for name in ("by.hour", "by"):
+        speed.writing(name, of=name)
+    speed.read(range(5))
+    speed.store(speed.writing(), rows(range(5)))
+    speed.letter(letters([0, 1], "aggregate", "LATE", "by.hour"))
+    speed.letter(letters([1, 2, 3], "aggregate", "LATE", "by"))
+    speed.letter(letters([3, 4], "aggregate", "EXPRESSION", "by.total"))
+    speed.letter(letters([4], "aggregate", "TIME", "unstored.total"))
+    speed.letter(letters([4], "aggregate", "EXPRESSION", "by.total", source="aggregate:by"))  # of a pane, which is no row
+    found = ledger(speed)
+    assert found.balanced, found.explain()
+    assert [line.source for line in found.lines] == [SOURCE]
+    assert found.lines[0].late == {"by": 4, "by.hour": 2, "unstored": 1}
+    assert found.reasons == {"aggregate:EXPRESSION": 3, "aggregate:LATE": 4, "aggregate:TIME": 1}
+
+
+def test_a_duplicate_is_late_for_no_aggregate(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.writing("hourly", of="hourly")
+    speed.read([1, 2])
+    speed.store(speed.writing(), rows([1, 2], change=1))
+    speed.letter(letters([1, 2], "aggregate", "LATE", "hourly"))
+    speed.store(speed.writing(), rows([2], change=-1))
+    found = ledger(speed)
+    assert found.balanced
+    assert found.lines[0].late == {"hourly": 1}
+    assert found.reasons == {"aggregate:LATE": 1}
+    assert speed.ask("SELECT position FROM dead_letters") == [{"position": 1}]
+
+
+def test_letters_in_two_outputs_are_counted_once(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.writing()
+    speed.read([1])
+    for name in ("dead_letters", "dead_letters_csv"):
+        speed.letter(letters([1]), name)
+    found = ledger(speed)
+    assert found.balanced
+    assert found.reasons == {"prepare:TYPE": 1}
+
+
+def test_without_an_output_of_rows_nothing_is_open(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.writing("hourly", of="hourly")
+    speed.read([1, 2])
+    speed.letter(letters([2]))
+    found = ledger(speed)
+    assert found.balanced
+    assert (found.lines[0].read, found.lines[0].dead, found.lines[0].written) == (2, 1, {})
+
+
+def test_a_stream_that_has_read_nothing_has_an_empty_ledger(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.writing()
+    assert ledger(speed) == StreamLedger((), {}, (), (), {})
+
+
+def record(speed: Speed) -> RunResults:
+    found = ledger(speed)
+    failures = tuple(found.explain().splitlines())
+    about = metadata(speed.run, finished_at=utc_now())
+    stored = stored_outputs(speed.state, speed.outputs, found)
+    return RunResults(about, "failed" if failures else "success", failures, outputs=stored, ledger=found.lines, dead_letters=found.reasons)
+
+
+def test_the_record_tells_what_is_stored(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read(range(6))
+    for _ in range(2):
+        speed.store(speed.writing(by=["k"]), rows([0, 1, 2, 3], change=1), rows([3], change=-1))
+        speed.store(speed.writing("hourly", of="hourly"), panes(("x", 0, 1, "early", 1, 0), ("x", 0, 2, "on_time", 1, 1)))
+        speed.letter(letters([4]))
+    speed.door([5], FILTERED)
+    made = record(speed)
+    assert [(o.name, o.rows, o.status) for o in made.outputs] == [
+        ("rows", 3, "stored"),
+        ("hourly", 1, "stored"),
+        ("dead_letters", 1, "stored"),
+    ]
+    assert (made.outputs[0].files, made.outputs[0].partitions) == (6, ("k=00", "k=01", "k=02"))
+    assert all(o.bytes > 0 for o in made.outputs)
+    assert from_json(to_json(made)) == made
+    assert runs_table([made]).select(["mode", "read", "written", "dead", "duplicate", "filtered"]).to_pylist() == [
+        {"mode": "stream", "read": 6, "written": 3, "dead": 1, "duplicate": 1, "filtered": 1}
+    ]
+
+
+def shown(made: RunResults) -> str:
+    out = io.StringIO()
+    show_run(made, state="s", out=out)
+    return out.getvalue()
+
+
+def test_a_streams_record_is_shown_with_its_outputs_and_its_ledger(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read(range(3))
+    speed.store(speed.writing(), rows([0, 1]))
+    speed.door([2], DUPLICATE)
+    text = shown(record(speed))
+    assert "ledger   3 read = 2 good + 0 dead + 1 duplicate + 0 filtered   (balances)" in text
+    assert str(tmp_path / "rows.speed") in text
+
+
+def test_a_stream_that_does_not_balance_says_so_and_that_what_is_stored_stays(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.read(range(3))
+    speed.store(speed.writing(), rows([0, 1]))
+    text = shown(record(speed))
+    assert "1 row is stored in the archive and not yet through, for example position 2 (not in rows)" in text
+    assert "ledger   3 read = 2 good + 0 dead + 0 duplicate + 0 filtered + 1 open   (DOES NOT BALANCE)" in text
+    assert "Nothing was committed" not in text
+    assert "What is stored stays" in text
+
+
+@pytest.mark.slow
+def test_a_million_rows_are_accounted_for_in_about_a_second(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    writing, n = speed.writing(), 1_000_000
+    for start in range(0, n, 100_000):
+        numbers = range(start, start + 100_000)
+        speed.read(numbers)
+        speed.store(writing, rows(numbers))
+    speed.store(writing, rows(range(0, n, 100), change=-1))
+    begun = time.process_time(), time.perf_counter()
+    found = ledger(speed)
+    took = time.process_time() - begun[0], time.perf_counter() - begun[1]
+    print(f"ledger of a million rows: {took[0]:.2f} s CPU, {took[1]:.2f} s")
+    assert found.balanced
+    assert found.lines[0].written == {"rows": n - len(np.arange(0, n, 100))}
+    assert took[0] < 3
