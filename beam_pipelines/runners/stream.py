@@ -87,7 +87,9 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     where a place does, or a later start has taken the stream over, RunError where the job breaks.
     """
     spec = loaded.spec
-    _check(spec)
+    with importable(loaded.directory):  # all that can refuse comes before the epoch: a wrong call must not end a stream that runs
+        _check(spec)
+    on_prism = _has_prism(call)
     if call.make is None:
         for source in spec.sources.stream:
             pubsub.check_subscription(source)
@@ -112,7 +114,7 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
         with (
             _compacting(spec, run, outputs.archive),
             _pulling(),
-            _running(lambda pipeline: build(pipeline, job), call) as running,
+            _running(lambda pipeline: build(pipeline, job), call, on_prism=on_prism) as running,
         ):
             _supervise(running, call)
             leased = any(status.leased_by_others_s > 0 for status in pubsub.status())
@@ -124,18 +126,24 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     return _record(loaded, run, call, outputs, drained=ended is not None)
 
 
-def _running(
-    build_graph: Callable[[beam.Pipeline], object], call: StreamCall
-) -> contextlib.AbstractContextManager[PrismJob | InProcessJob]:
-    """The job on Prism; where that cannot be had, a job that ends by itself runs on FnApiRunner, which is said."""
+def _has_prism(call: StreamCall) -> bool:
+    """Whether there is a Prism; where it cannot be had, a job that ends by itself runs on FnApiRunner, which is said."""
     try:
         find_prism(PipelineOptions(list(call.flags)).view_as(PrismRunnerOptions).prism_location, say=call.say)
     except RunError as error:
         if call.until_idle_s is None and call.max_duration_s is None:
             raise
         call.say(f"{error.message}; running on Beam's FnApiRunner instead: everything that waits for time is shown when the stream ends")
-        return in_process_job(build_graph, flags=call.flags)
-    return prism_job(build_graph, flags=call.flags, keep_logs=call.keep_logs, say=call.say)
+        return False
+    return True
+
+
+def _running(
+    build_graph: Callable[[beam.Pipeline], object], call: StreamCall, *, on_prism: bool
+) -> contextlib.AbstractContextManager[PrismJob | InProcessJob]:
+    if on_prism:
+        return prism_job(build_graph, flags=call.flags, keep_logs=call.keep_logs, say=call.say)
+    return in_process_job(build_graph, flags=call.flags)
 
 
 def outputs_of(spec: PipelineSpec, run: RunInfo) -> StreamOutputs:
@@ -178,6 +186,11 @@ def _check(spec: PipelineSpec) -> None:
     expect_secrets(
         {"hmac_key": spec.hmac_reference, "dead_letters.raw_key": spec.dead_letters.raw_key if spec.contract.sensitive else None}
     )
+    lookups = lookups_of(spec)
+    for lookup in lookups.values():
+        lookup()
+    for source in spec.sources.stream:
+        row_program(spec, source, lookups)
 
 
 def _run_info(loaded: LoadedSpec, call: StreamCall) -> RunInfo:

@@ -106,7 +106,7 @@ def _row(run: RunResults) -> dict[str, object]:
     about = run.metadata
     return {
         "run_id": about.run_id, "status": run.status, "mode": about.mode, "engine": about.engine, "started_at": datetime.fromisoformat(about.started_at),
-        "elapsed_s": about.elapsed_s, "read": sum(line.read for line in run.ledger), "dead": sum(run.dead_letters.values()),
+        "elapsed_s": about.elapsed_s, "read": sum(line.read for line in run.ledger), "dead": sum(line.dead for line in run.ledger),
         "duplicate": sum(line.duplicate for line in run.ledger), "filtered": sum(line.filtered for line in run.ledger),
         "written": sum(o.rows for o in run.outputs if o.name == "rows"), "contract": about.contract, "pipeline_version": about.pipeline_version,
         "failures": list(run.failures),

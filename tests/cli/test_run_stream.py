@@ -46,8 +46,8 @@ AT = "2024-05-01T10:00:00Z"
 def server() -> Iterator[PubsubServer]:
     """The embedded broker in a process of its own."""
     process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.testing.broker"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield from connected(process.stdout.readline().strip(), project="demo-project")
     finally:
         process.terminate()

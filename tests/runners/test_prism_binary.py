@@ -79,7 +79,8 @@ def test_nothing_but_the_program_is_left_in_the_cache(environ: dict[str, str]) -
 def test_processes_that_ask_at_once_get_one_build(environ: dict[str, str], tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    asking = {**os.environ, **environ, "GATE": str(gate), "PYTHONPATH": os.pathsep.join(sys.path)}
+    mine = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    asking = {**mine, **environ, "GATE": str(gate), "PYTHONPATH": os.pathsep.join(sys.path)}
     code = "from beam_pipelines.runners.prism_binary import find_prism; print(find_prism())"
     asked = [
         subprocess.Popen([sys.executable, "-c", code], env=asking, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
