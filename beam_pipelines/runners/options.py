@@ -14,8 +14,6 @@ _ENGINES = {
     "bundlebaseddirectrunner": "BundleBasedDirectRunner",
 }
 _LATER = {
-    "prism": "stream",
-    "prismrunner": "stream",
     "flink": "Flink",
     "flinkrunner": "Flink",
     "dataflow": "Dataflow",
@@ -43,6 +41,8 @@ def engine_for(runner: str) -> Engine:
     name = _ENGINES.get(runner.lower())
     if name is not None:
         return Engine(name, runner)
+    if runner.lower() in ("prism", "prismrunner"):
+        raise SpecError(f"--runner {runner}: runs streams; this is a batch.", hint="Use --mode stream, or --runner direct.")
     if runner.lower() in _LATER:
         raise SpecError(f"--runner {runner}: the {_LATER[runner.lower()]} path is not part of this version.", hint="Use --runner direct.")
     raise SpecError(
