@@ -106,14 +106,18 @@ class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
             )
             waiting.add(batch, timestamp)
             if waiting.rows >= TARGET_ROWS:
-                yield from self._run(waiting.take())
+                yield from self._run_joined(waiting)
 
     def finish_bundle(self) -> Iterator[Any]:
         for waiting in self._waiting.values():
-            stamp = waiting.timestamp
             if waiting.rows:
-                yield from _stamped(self._run(waiting.take()), stamp, waiting.window)
+                yield from self._run_joined(waiting)
         self._waiting = {}
+
+    def _run_joined(self, waiting: _Waiting) -> Iterator[Any]:
+        """Outputs carry the earliest timestamp of what was joined: the watermark must not pass rows that are on their way."""
+        stamp = waiting.timestamp
+        yield from _stamped(self._run(waiting.take()), stamp, waiting.window)
 
     def _run(self, batch: pa.RecordBatch) -> Iterator[Any]:
         split = self.program(batch, self._engine)
