@@ -80,14 +80,18 @@ class _Batch(beam.DoFn):  # type: ignore[misc]
         waiting = self._open.setdefault(window, [])
         waiting.append((_record(row), _micros(timestamp)))
         if len(waiting) >= TARGET_ROWS:
-            yield self._flush(self._open.pop(window))
+            yield self._stamped(window, self._open.pop(window))
 
     def finish_bundle(self) -> Iterator[Any]:
         for window, waiting in self._open.items():
-            earliest = min((t for _, t in waiting if t is not None), default=None)
-            stamp = window.max_timestamp() if earliest is None and window.max_timestamp() < MAX_TIMESTAMP else MIN_TIMESTAMP
-            yield WindowedValue(self._flush(waiting), stamp if earliest is None else Timestamp(micros=earliest), [window])
+            yield self._stamped(window, waiting)
         self._open = {}
+
+    def _stamped(self, window: Any, waiting: list[tuple[bytes, int | None]]) -> WindowedValue:
+        """One batch, with the earliest timestamp of its rows: the watermark must not pass rows that are on their way."""
+        earliest = min((t for _, t in waiting if t is not None), default=None)
+        stamp = window.max_timestamp() if earliest is None and window.max_timestamp() < MAX_TIMESTAMP else MIN_TIMESTAMP
+        return WindowedValue(self._flush(waiting), stamp if earliest is None else Timestamp(micros=earliest), [window])
 
     def _flush(self, waiting: list[tuple[bytes, int | None]]) -> pa.RecordBatch:
         raw = pa.array([r for r, _ in waiting], pa.binary())
