@@ -9,6 +9,7 @@ What lies between (`pipeline.build`) is the same for both.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -190,7 +191,7 @@ class Stream:
             return ReadPubsub(source, number)
         whole = _ALWAYS if since is None else since
         replay = partial(read_since, archived, whole, stored_since_ms=resume.before.through_ms, key=raw_key(self.job.spec))
-        return ReadPubsub(source, number, replay=replay, replay_from=since, leased_by_others=not resume.before.handed_back)
+        return ReadPubsub(source, number, replay=replay, replay_from=since, others_s=_out_s(resume.before))
 
     def deduplicate(self) -> beam.PTransform:
         spec = self.job.spec
@@ -236,6 +237,11 @@ class Stream:
         doors = tuple(self.doors) | "AllDoors" >> beam.Flatten()
         self.stored.append(doors | "Write-doors" >> WriteDoors(self.job.run))
         return tuple(self.stored) | Progress(self.job.run.state, self.job.run.epoch, began_micros=self.resume.reached)
+
+
+def _out_s(before: Reached) -> float | None:
+    """How long messages may still be leased to earlier starts; None where that is not known."""
+    return None if before.out_ms is None else max(0.0, before.out_ms / 1000 - time.time())
 
 
 def archive_of(source: PubsubSource, state: str) -> str:

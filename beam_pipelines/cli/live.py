@@ -94,8 +94,8 @@ def _standing(state: PullStatus, now_s: float) -> str:
     parts = [f"{state.held:,} held{oldest}"]
     if state.watermark_micros is not None:
         parts.append(f"watermark {_instant(state.watermark_micros)} ({_lag(now_s - state.watermark_micros / 1e6)} behind the clock)")
-    if state.leased_by_others_s:
-        parts.append(f"waiting {state.leased_by_others_s:.0f} s for messages of the process before")
+    if state.out_s:
+        parts.append(f"waiting {state.out_s:.0f} s for messages that were leased before")
     trouble = state.error or state.outage
     return f"{state.subscription.rpartition('/')[2]}: " + ", ".join([*parts, *([f"trouble: {clean(trouble)}"] if trouble else [])])
 

@@ -71,7 +71,8 @@ class PrismJob:
         for name, timeout_s in _BEAMS_THREADS.items():
             for thread in threading.enumerate():
                 if thread.name.startswith(name):
-                    thread.join(timeout_s)
+                    with contextlib.suppress(RuntimeError):  # Beam is about to start it: it will find that all is over
+                        thread.join(timeout_s)
         for callback in self._later:
             callback()
 

@@ -117,12 +117,12 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
             _running(lambda pipeline: build(pipeline, job), call, on_prism=on_prism) as running,
         ):
             _supervise(running, call)
-            leased = any(status.leased_by_others_s > 0 for status in pubsub.status())
+            out_s = max((status.out_s for status in pubsub.status()), default=0.0)
     if isinstance(running, InProcessJob):
         run = replace(run, engine=in_process.ENGINE)
     ended = draining.ended_at()
     if ended is not None:
-        write_progress(run.state, run.epoch, _at_the_end(before, ended, leased=leased))
+        write_progress(run.state, run.epoch, _at_the_end(before, ended, out_s=out_s))
     return _record(loaded, run, call, outputs, drained=ended is not None)
 
 
@@ -220,11 +220,12 @@ def _pulling() -> Iterator[None]:
         pubsub.close()
 
 
-def _at_the_end(before: Reached, ended_micros: int, *, leased: bool) -> Reached:
-    """How far a start has come that ended in order at this watermark. `leased`: before messages could be back that a dead process had leased."""
+def _at_the_end(before: Reached, ended_micros: int, *, out_s: float) -> Reached:
+    """How far a start has come that ended in order at this watermark; messages may be leased for `out_s` more."""
     began = before.watermark_micros
     known = [at for at in (began, ended_micros if ended_micros > _ALWAYS else None) if at is not None]
-    return Reached(max(known, default=None), began, time.time_ns() // 1_000_000, ended=True, handed_back=not leased)
+    now_ms = time.time_ns() // 1_000_000
+    return Reached(max(known, default=None), began, now_ms, ended=True, out_ms=now_ms + round(out_s * 1000))
 
 
 @contextlib.contextmanager

@@ -17,14 +17,14 @@ class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `watermark_micros`: what arrived before is stored, and windows that close before are shown for good. `began_micros`: the same of the starts
     before, when this one began. `through_ms`: what was archived before this moment (ms since 1970) is stored, whenever it arrived. `ended`: in
-    order, all open windows shown; `handed_back`: and no message is out any more.
+    order, all open windows shown; `out_ms`: until then (ms since 1970) messages may be leased to this process or an earlier one, None: unknown.
     """
 
     watermark_micros: int | None = None
     began_micros: int | None = None
     through_ms: int | None = None
     ended: bool = False
-    handed_back: bool = False
+    out_ms: int | None = None
 
 
 def starts(state: str) -> dict[int, Reached]:

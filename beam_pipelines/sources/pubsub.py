@@ -45,13 +45,16 @@ _pullers: dict[tuple[str, str, str], Puller] = {}
 class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Batches of the messages of one subscription, in `arrow.schema.MESSAGES`, marked as coming from source `number` of the spec.
 
-    Element timestamps (the oldest of the batch, or the watermark where that has passed it) and the watermark are arrival times. A message is acknowledged after its bundle is
-    finalized, and with `ack="stored"` only if this process has also called `durable.register` for it; with "finalized" the runner's
-    word is enough. `ack_lag` finalizations more are waited for: 1 on Flink, else 0. Redelivered messages keep their position.
+    Element timestamps (the oldest of the batch, or the watermark where that has passed it) and the watermark are arrival times. The watermark
+    stands still after a failed pull until messages whose answer was lost are back.
+
+    A message is acknowledged after its bundle is finalized, and with `ack="stored"` only if this process has also called `durable.register` for
+    it; with "finalized" the runner's word is enough. `ack_lag` finalizations more are waited for: 1 on Flink, else 0. Redelivered messages keep
+    their position.
 
     `replay` gives batches of the archive (MESSAGES), which come first, marked `as_archived`; until they are through, the watermark stays
-    at `replay_from` (microseconds), and live messages are pulled but not given. With `leased_by_others`, after a start that ended badly, it stays
-    there for the length of a lease as well, while messages are given: what that start had leased comes back by then.
+    at `replay_from` (microseconds), and live messages are pulled but not given. With `others_s` it stays there as long as messages may be
+    leased to an earlier process (None: for a lease from now), while others are given.
 
     The reader raises SourceError, which fails the job, where the subscription does not exist or may not be pulled; outages are waited
     for. Raises SpecError where google-cloud-pubsub is not installed.
@@ -64,7 +67,7 @@ class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         *,
         replay: Replay | None = None,
         replay_from: int | None = None,
-        leased_by_others: bool = False,
+        others_s: float | None = 0.0,
         ack: Literal["stored", "finalized"] = "stored",
         ack_lag: int = 0,
         linger_s: float = 0.2,
@@ -73,7 +76,7 @@ class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         super().__init__()
         self.settings = replace(
             pull_settings(source), number=number, ack=ack, ack_lag=ack_lag, linger_s=linger_s, job=uuid.uuid4().hex,
-            leased_by_others=leased_by_others,
+            others_s=others_s,
         )  # fmt: skip
         self.replay, self.replay_from = replay, replay_from
         self.poll_s = poll_s

@@ -28,6 +28,7 @@ from beam_pipelines.sources.pubsub_calls import Subscription, back_off_s, code, 
 from beam_pipelines.sources.pubsub_held import Held, extend
 from beam_pipelines.sources.pubsub_marks import Marks
 from beam_pipelines.sources.pubsub_messages import arrivals, pulled
+from beam_pipelines.sources.pubsub_out import FIRST_LEASE_S, Out
 from beam_pipelines.sources.pubsub_outbox import Outbox
 from beam_pipelines.sources.pubsub_pulling import Answer, Delivery, PullSettings, PullStatus
 from beam_pipelines.sources.pubsub_replay import ReadAhead, Replay
@@ -37,8 +38,6 @@ from beam_pipelines.sources.pubsub_watermark import Watermark
 _ANSWER = 1_000  # messages of one pull
 _SORTED_TOGETHER = 2_000  # messages made into a batch at once: small answers are merged first
 _PULL_S, _BEAT_S, _BEAT_TIMEOUT_S, _TICK_S = 30.0, 1.0, 5.0, 0.1
-_LEASE_ENDS_S = 2.0  # within which the service gives messages again whose lease has ended
-_FIRST_LEASE_S = 10.0  # the service's default, until the subscription was looked at
 _UNSTORED_S = 60.0
 _NEVER = -(2**62)
 _log = logging.getLogger(__name__)
@@ -66,7 +65,8 @@ class Puller:
         self._waiting = Waiting()
         self._held = Held()
         self._marks = Marks(lag=settings.ack_lag, now_s=now_s)
-        self._released = replay is None and not settings.leased_by_others
+        self._released = replay is None and settings.others_s == 0.0
+        self._out = Out(others_s=settings.others_s, lease_s=settings.lease_s, now=now_s())
         self._watermark = Watermark(
             publish_clock=settings.attribute is None, start=replay_from, held=not self._released, patience=settings.patience, now_s=now_s
         )  # fmt: skip
@@ -80,13 +80,11 @@ class Puller:
         self._pulling = 0
         self._in_flight: set[Any] = set()
         self._beat: Any = None
-        self._first_lease_s: float | None = None
         self._extend_at = 0.0
-        self._asked = self._answered_at = self._message_at = self._begun = self._now_s()
+        self._asked = self._answered_at = self._message_at = self._now_s()
         self._outage: str | None = None
         self._error: BaseException | None = None
-        self._counts: Counter[str] = Counter()
-        self._uncounted: Counter[str] = Counter()
+        self._counts, self._uncounted = Counter[str](), Counter[str]()
 
     # What readers call
 
@@ -145,8 +143,8 @@ class Puller:
             return PullStatus(
                 self.settings.subscription, **self._counts, acked=self._outbox.acked, handed_back=self._outbox.handed_back, held=len(self._held) + self._unsorted, held_bytes=self._held_bytes(),
                 waiting=self._unsorted + len(self._waiting), watermark_micros=self._watermark.reported,
-                oldest_unacked_s=now - (self._held.oldest() or now), idle_s=max(0.0, now - max(self._message_at, self._others_until())),
-                leased_by_others_s=max(0.0, self._others_until() - now), outage=self._outage,
+                oldest_unacked_s=now - (self._held.oldest() or now), idle_s=max(0.0, now - max(self._message_at, self._out.until())),
+                out_s=max(0.0, self._out.until() - now), outage=self._outage,
                 error=None if self._error is None else str(self._error),
             )  # fmt: skip
 
@@ -208,6 +206,9 @@ class Puller:
 
     def _stop_pulling(self, state: Literal["resting", "draining", "closed"]) -> None:
         self._state = state
+        if self._in_flight:
+            self._read_watermark()
+            self._lost()
         for call in [*self._in_flight, *([] if self._beat is None else [self._beat])]:
             call.cancel()
         self._lock.notify_all()
@@ -293,6 +294,7 @@ class Puller:
             return
         with self._lock:
             self._watermark.failed()
+            self._lost()
             if self._outage is None and self._state == "pulling":
                 self._outage = f"{code(error)}: {error.details()}"
                 _log.warning("%s: pulls fail and are tried again: %s", self.settings.subscription, self._outage)
@@ -322,7 +324,7 @@ class Puller:
 
     def _admit(self, rows: pa.RecordBatch, ack_ids: list[str], unreadable: Any, *, since: float, size: int) -> None:
         positions = rows.column(POSITION).to_pylist()
-        lease_s = self._first_lease_s or _FIRST_LEASE_S
+        lease_s = self._out.lease_s
         fresh, again = self._held.admit(positions, ack_ids, now=since, lease_s=lease_s, size=size)
         if fresh is not None:
             self._outbox.acknowledge(again)
@@ -362,15 +364,16 @@ class Puller:
         return Delivery(as_archived(of_source(batch, self.settings.number)), [], self._watermark.stamp(times))
 
     def _release(self) -> None:
-        """The watermark runs once the archive is replayed and what another process had leased has come back."""
-        if not self._released and self._now_s() >= self._others_until():
+        """The watermark runs once the archive is replayed and what nobody here knows of has come back."""
+        if not self._released and self._now_s() >= self._out.until():
             self._released = True
             self._watermark.release()
 
-    def _others_until(self) -> float:
-        """Until when messages may be leased by a process that is gone: a lease from when it could last have asked for one."""
-        lease_s = max(self.settings.lease_s, self._first_lease_s or _FIRST_LEASE_S) + _LEASE_ENDS_S
-        return self._begun + lease_s if self.settings.leased_by_others else self._begun
+    def _lost(self) -> None:
+        """An answer may be on its way to nobody: its messages come again when their first lease ends."""
+        self._out.lost(self._now_s())
+        self._released = False
+        self._watermark.hold()
 
     def _end_if_drained(self) -> None:
         quiet = not (self._pulling or self._beat or self._answers or len(self._waiting))
@@ -435,11 +438,11 @@ class Puller:
 
     def _look(self) -> None:
         """The lease that the service gives without being asked. Who may only pull may not look: then the service's default is assumed."""
-        if self._first_lease_s is not None:
+        if self._out.first_lease_s is not None:
             return
-        self._first_lease_s = _FIRST_LEASE_S
+        self._out.first_lease_s = FIRST_LEASE_S
         try:
-            self._first_lease_s = float(self._service.describe(timeout_s=4.0).ack_deadline_seconds or _FIRST_LEASE_S)
+            self._out.first_lease_s = float(self._service.describe(timeout_s=4.0).ack_deadline_seconds or FIRST_LEASE_S)
         except grpc.RpcError as error:
             if code(error) == "NOT_FOUND":
                 raise refused(self.settings.subscription, error) from None

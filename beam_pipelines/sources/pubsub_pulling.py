@@ -14,7 +14,7 @@ from beam_pipelines.sources.pubsub_watermark import Patience
 class PullSettings:
     """How one subscription is read. `job` tells the jobs of one process apart; `ack`: what must have happened to a message.
 
-    `leased_by_others`: a process that ended badly may have leased messages that come back only when their leases end.
+    `others_s`: so long messages may be out that an earlier process had leased; None, after a bad end: for a lease.
     """
 
     subscription: str
@@ -32,7 +32,7 @@ class PullSettings:
     ack_lag: int = 0
     patience: Patience = field(default_factory=Patience)
     job: str = ""
-    leased_by_others: bool = False
+    others_s: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PullStatus:
     """What the puller of one subscription has done and holds: counts of messages, bytes, seconds.
 
     `waiting` of the `held` messages are not yet handed out. `behind` were handed out with an arrival before the watermark. `idle_s` begins
-    when `leased_by_others_s`, how much longer messages may come that a dead process had leased, is over. `outage` says
+    when `out_s` is over: how much longer messages may be leased to a dead process, or to a pull whose answer was lost. `outage` says
     why pulls fail at the moment, `error` why the puller gave up.
     """
 
@@ -60,7 +60,7 @@ class PullStatus:
     watermark_micros: int | None = None
     oldest_unacked_s: float = 0.0
     idle_s: float = 0.0
-    leased_by_others_s: float = 0.0
+    out_s: float = 0.0
     outage: str | None = None
     error: str | None = None
 

@@ -82,8 +82,12 @@ class Watermark:
         """A pull failed: nobody knows what waits."""
         self.begin()
 
+    def hold(self) -> None:
+        """Messages may be out that nobody knows of: it stays where it is until `release`."""
+        self._held = True
+
     def release(self) -> None:
-        """The replay is done."""
+        """The replay is done, and what was out is back."""
         self._held = False
         self.begin()
 

@@ -148,7 +148,7 @@ POINTS: dict[str, Callable[[], None]] = {
 def main(point: str, arguments: list[str]) -> None:
     """Runs the command with the point armed. Leases of the process before end by the test's clock, so nobody waits for them here, and
     compaction is in a hurry."""
-    patched("sources.pubsub_puller:_LEASE_ENDS_S", lambda _: 1.0 - 10.0)
+    patched("sources.pubsub_out:LEASE_ENDS_S", lambda _: 1.0 - 10.0)
     patched("runners.stream:_COMPACT_EVERY_S", lambda _: 0.5)
     patched("formats.compaction:GRACE_S", lambda _: 0.5)
     for module in ("formats.archive_compaction", "sinks.speed_compaction"):

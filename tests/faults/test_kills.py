@@ -21,10 +21,9 @@ from tests.pubsub_servers import PubsubServer
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("KILLS", "10"))
+KILLS = int(os.environ.get("KILLS", "14"))
 SEED = int(os.environ.get("SEED") or time.time_ns() // 1_000_000 % 1_000_000)
 PER_SECOND = 150
-LIVES_S = (1.0, 13.0)  # a start needs about 3 s, a lease of the one before ends after 10 s
 
 
 def kill(job: Job) -> None:
@@ -34,33 +33,49 @@ def kill(job: Job) -> None:
     assert all(gone(pid) for pid in family), f"left behind: {family}"
 
 
-def test_kill_minus_9_at_random_moments(own_broker: PubsubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chance = random.Random(SEED)
-    lives = [chance.uniform(*LIVES_S) for _ in range(KILLS)]
-    count = round(PER_SECOND * (sum(lives) + 2))
-    topic, subscription = own_broker.pair(ack_deadline_seconds=10)
-    lake = Lake.make(tmp_path, subscription, own_broker.environment)
+def killed_while_messages_flow(
+    server: PubsubServer, folder: Path, capsys: pytest.CaptureFixture[str], lives_s: list[float], *, seed: int, at: str | None
+) -> None:
+    """Kills one start after the other, lets a last one come to the end, and compares."""
+    count = round(PER_SECOND * (sum(lives_s) + 2))
+    topic, subscription = server.pair(ack_deadline_seconds=10)
+    lake = Lake.make(folder, subscription, server.environment)
+    say(capsys, f"seed {seed}: {len(lives_s)} kills in {sum(lives_s):.0f} s, {count:,} messages")
     publisher = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.publish", topic, str(SEED), str(count), str(PER_SECOND)], env=dict(lake.environment)
+        [sys.executable, "-m", "tests.faults.publish", topic, str(seed), str(count), str(PER_SECOND)], env=dict(lake.environment)
     )
-    say(capsys, f"seed {SEED}: {KILLS} kills in {sum(lives):.0f} s, {count:,} messages")
     try:
-        for life_s in lives:
-            job = lake.start()
+        for life_s in lives_s:
+            job = lake.start(at=at)
             try:
                 job.process.wait(life_s)
             except subprocess.TimeoutExpired:
                 kill(job)
+                server.advance(11.0)  # a broker in this process: its leases are over
             else:
                 raise AssertionError(f"it ended by itself:\n{job.text}")
         assert publisher.wait(120) == 0
     finally:
         publisher.kill()
         publisher.wait()
-    last = lake.start("--until-idle", "2s")
-    assert last.ended(120) == 0, last.text
-    sent = messages(SEED, count)
-    say(capsys, f"seed {SEED}: {KILLS} kills, {len(sent):,} messages: {check(lake, truth(sent))}")
+    last = lake.start("--until-idle", "2s", at=at)
+    assert last.ended(180) == 0, last.text
+    sent = messages(seed, count)
+    say(capsys, f"seed {seed}: {len(lives_s)} kills, {len(sent):,} messages: {check(lake, truth(sent))}")
+
+
+def test_kill_minus_9_at_random_moments(broker: PubsubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(SEED)
+    lives_s = [chance.uniform(1.0, 10.0) for _ in range(KILLS - KILLS // 3)]
+    killed_while_messages_flow(broker, tmp_path, capsys, lives_s, seed=SEED, at="none")
+
+
+def test_kill_minus_9_and_messages_come_back_when_their_leases_end(
+    own_broker: PubsubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(-SEED)
+    lives_s = [chance.uniform(1.0, 24.0) for _ in range(KILLS // 3)]  # a start needs about 3 s, leases of the one before end after 12 s
+    killed_while_messages_flow(own_broker, tmp_path, capsys, lives_s, seed=SEED + 1, at=None)
 
 
 def say(capsys: pytest.CaptureFixture[str], line: str) -> None:

@@ -114,6 +114,14 @@ def test_letters_once_per_row_stage_and_reason_and_aggregate(tmp_path: Path) -> 
     ]
 
 
+def test_a_row_that_turns_out_to_be_a_duplicate_never_was_too_late_for_an_aggregate(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.store(speed.writing(), rows([1, 2], change=1))
+    speed.letter(letters([1, 2], "aggregate", "LATE", "hourly"))
+    speed.store(speed.writing(), rows([1], change=-1))
+    assert speed.ask("SELECT position FROM dead_letters") == [{"position": 2}]
+
+
 def test_a_run_id_of_digits_stays_text(tmp_path: Path) -> None:
     speed = Speed(tmp_path, run_id="20131201")
     speed.letter(letters([1]))

@@ -391,3 +391,37 @@ def test_what_a_killed_process_had_comes_again(broker: Broker, topic: Topic, mak
     assert broker.leased(topic.subscription) == 400
     broker.expire(topic.subscription)  # what ten seconds would do
     assert Counter(bodies(take(make(), 400))) == Counter(numbered(400))
+
+
+def test_the_watermark_waits_for_messages_whose_answer_was_lost(broker: Broker, topic: Topic, make: Make) -> None:
+    """A connection that falls leaves messages leased to nobody: they come again when their lease ends, and must not be late then."""
+    at = [1_000.0]
+    puller = make(now_s=lambda: at[0], pulls=1, patience=Patience(lookback_s=0.1, idle_s=0.2, grace_s=0.0))
+    broker.fail("Pull", "UNAVAILABLE", done=True)
+    topic.publish([b"lost"])
+    puller.take()
+    until(lambda: puller.status().out_s)
+    at[0] += 5.0
+    topic.publish([b"newer"])
+
+    def newer() -> list[Delivery]:
+        at[0] += 0.01
+        one = puller.take()
+        return [] if one is None else [one]
+
+    assert bodies(until(newer)) == [b"newer"]
+    at[0] += 5.0
+    until(lambda: broker.calls["Pull"] > 3)
+    assert puller.watermark() is None, "it does not pass what may be out"
+    assert puller.status().idle_s == 0.0, "nor is this idleness"
+    broker.expire(topic.subscription)
+    assert b"lost" in bodies(until(newer))
+    at[0] += 5.0
+
+    def runs() -> int | None:
+        at[0] += 0.1
+        puller.take()
+        return puller.watermark()
+
+    until(runs)
+    assert puller.status().out_s == 0.0
