@@ -51,11 +51,30 @@ prism: env ## the engine for streams on this machine, built once into the cache 
 
 .PHONY: test
 test: env ## the everyday tests, under five minutes
-	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow and not flink and not cloud"
 
 .PHONY: test-slow
 test-slow: env ## whole jobs, the demo's figures, the docs' commands and code
-	$(BIN)/pytest -q -n auto --dist loadfile -m slow
+	$(BIN)/pytest -q -n auto --dist loadfile -m "slow and not flink and not cloud"
+
+.PHONY: flink
+flink: env ## Beam's job server for Flink and Flink itself, built once into the cache (Java, Maven; a minute)
+	@$(BIN)/python -c "from beam_pipelines.runners.flink.jars import find_job_server; print(find_job_server())"
+
+.PHONY: test-flink
+test-flink: env ## jobs on a real Flink cluster, which the tests start and end; parts of it are killed
+	$(BIN)/pytest -q -m flink
+
+.PHONY: cloud-servers
+cloud-servers: env ## local servers that speak as BigQuery and Cloud Storage do, and Terraform's providers, once into the cache
+	bash tests/cloud/install_bigquery.sh
+	bash tests/cloud/install_gcs.sh
+	bash tests/cloud/install_terraform_stub.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/cloud/install_hadolint.sh
+
+.PHONY: test-cloud
+test-cloud: env cloud-servers ## BigQuery, Cloud Storage, Dataflow's graph, the template, Terraform: on local servers and offline
+	$(BIN)/pytest -q -n auto --dist loadfile -m cloud
 
 KILLS ?= 50
 
@@ -63,8 +82,18 @@ KILLS ?= 50
 test-kills: env ## kill -9 of a stream 50 times (KILLS=, SEED=): the nightly run
 	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -q -s -m slow tests/faults/test_kills.py
 
+EXAMPLES ?= 200
+
+.PHONY: test-laws
+test-laws: env ## every property with ten times as many examples: the nightly run
+	LAWS=deep $(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
+
+.PHONY: test-parity
+test-parity: env ## batch and stream agree, over many generated timelines (EXAMPLES=): the nightly run
+	PARITY_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q -n auto --dist loadfile tests/parity
+
 .PHONY: test-all
-test-all: test test-slow ## every test
+test-all: test test-slow test-flink test-cloud ## every test
 
 .PHONY: docs
 docs: env ## the site, strictly, into site/
@@ -81,6 +110,22 @@ bench-batch: env ## batch benchmarks against DuckDB and row-wise Beam; the last 
 .PHONY: bench-stream
 bench-stream: env ## stream benchmark on Prism, latency, the emulator; the last line is JSON
 	$(BIN)/python benchmarks/stream.py
+
+.PHONY: bench-flink
+bench-flink: env ## J1 on a Flink cluster of this machine beside the local runners, batch and stream; the last line is JSON
+	$(BIN)/python benchmarks/flink.py
+
+.PHONY: bench-bigquery
+bench-bigquery: env cloud-servers ## appends and loads into the local BigQuery server beside Beam's own; the last line is JSON
+	$(BIN)/python benchmarks/bigquery.py
+
+.PHONY: bench-serving
+bench-serving: env ## the serving view over 100 million rows against plain Parquet; commits; the last line is JSON
+	$(BIN)/python benchmarks/serving.py
+
+.PHONY: bench-verify
+bench-verify: env ## batch against stream over 10 million rows, equal and with a thousand that differ; the last line is JSON
+	$(BIN)/python benchmarks/verify.py
 
 .PHONY: bench-memory
 bench-memory: env ## memory at 1 and 8 million rows and at 10 GB of input; the last line is JSON

@@ -43,8 +43,18 @@ def cut_short(timer_micros: int) -> bool:
     return ended is not None and timer_micros > ended
 
 
+def wait(timeout_s: float) -> bool:
+    """Whether the sources should end, within `timeout_s`."""
+    return _requested.wait(timeout_s)
+
+
+def forget_ends() -> None:
+    """Forgets at which watermarks sources ended: of a job that begins anew."""
+    with _lock:
+        _ends.clear()
+
+
 def reset() -> None:
     """Forgets requests and ends; a job begins with this."""
     _requested.clear()
-    with _lock:
-        _ends.clear()
+    forget_ends()

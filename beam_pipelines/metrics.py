@@ -6,12 +6,15 @@ Exact accounting is the ledger's (a job's own output); these are for watching. R
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Mapping
 
 from apache_beam.metrics import Metrics
 
 NAMESPACE = "beam_pipelines"
 _lock = threading.Lock()
 _local: dict[str, int] = {}
+_elsewhere: dict[str, dict[str, int]] = {}
 
 
 def count(name: str, amount: int = 1) -> None:
@@ -23,12 +26,22 @@ def count(name: str, amount: int = 1) -> None:
 
 
 def snapshot() -> dict[str, int]:
-    """The counters of this process since `reset`."""
+    """The counters of this process, and of those it has heard of, since `reset`."""
     with _lock:
-        return dict(_local)
+        total = Counter(_local)
+        for counts in _elsewhere.values():
+            total.update(counts)
+        return dict(total)
+
+
+def heard(counts: Mapping[str, dict[str, int]]) -> None:
+    """What other processes of the same job have counted, by process."""
+    with _lock:
+        _elsewhere.update(counts)
 
 
 def reset() -> None:
     """Sets the counters of this process to zero; a run begins with this."""
     with _lock:
         _local.clear()
+        _elsewhere.clear()

@@ -25,22 +25,25 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
 
     raw = edges.read(pipeline)
     dead = dict(raw.dead)  # by the stage that rejects
-    prepared = raw.rows | Prepare(spec, edges.sources, lookups_of(spec, endless=job.resume is not None), guard=edges.guard)
+    lookups = job.lookups if job.lookups is not None else lookups_of(spec, endless=job.resume is not None)
+    prepared = raw.rows | Prepare(spec, edges.sources, lookups, guard=edges.guard)
     edges.left(prepared)
-    rows, dead["prepare"] = prepared.rows, prepared.dead
+    rows, dead["prepare"] = edges.near(prepared), prepared.dead
 
     deduplicate = edges.deduplicate()
     if deduplicate is not None:
         unique = rows | deduplicate
         edges.left(unique)
-        rows = unique.rows
-    edges.observe(rows)
+        rows = (
+            unique if isinstance(unique, beam.PCollection) else unique.rows
+        )  # redelivered messages leave by no door: they are the same rows
 
-    outputs = {"rows": rows}
+    outputs = {"rows": edges.asked(rows, "rows")}
+    edges.observe(outputs["rows"])
     for name in spec.aggregates:
         made = rows | f"Aggregate-{name}" >> edges.aggregate(name)
         edges.left(made)
-        outputs[name], dead[f"aggregate-{name}"] = made.panes, made.dead
+        outputs[name], dead[f"aggregate-{name}"] = edges.asked(made.panes, name), made.dead
 
     writes: list[Write | Publish] = [*writes_of(spec, job.run), *edges.publishes()]
     for write in writes:

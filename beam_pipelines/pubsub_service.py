@@ -19,13 +19,14 @@ from beam_pipelines.errors import RunError, SpecError
 EMULATOR = "PUBSUB_EMULATOR_HOST"
 SERVICE = "pubsub.googleapis.com:443"
 _TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED", "UNKNOWN", "CANCELLED"}
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),  # gRPC's own two minutes would outlast most outages
     ("grpc.use_local_subchannel_pool", 1),  # a channel that is closed leaves nothing to the next one
 )
+"""Of every connection to a service of Google's that this package makes itself."""
 LOG_IN = "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS."
 
 
@@ -45,13 +46,13 @@ def where(endpoint: str | None = None) -> str:
 def connect(endpoint: str, *, who: str, error: type[RunError]) -> grpc.Channel:
     """A connection to the service, made by the first call. `who` begins the sentence of the `error` that is raised without credentials."""
     if endpoint.startswith("http://"):  # an emulator: no encryption, nobody asks who calls
-        return grpc.insecure_channel(endpoint.removeprefix("http://").rstrip("/"), options=_OPTIONS)
+        return grpc.insecure_channel(endpoint.removeprefix("http://").rstrip("/"), options=CHANNEL_OPTIONS)
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 
     target = endpoint.removeprefix("https://").rstrip("/")
     create: Callable[..., grpc.Channel] = PublisherGrpcTransport.create_channel
     try:
-        return create(target if ":" in target else f"{target}:443", options=_OPTIONS)
+        return create(target if ":" in target else f"{target}:443", options=CHANNEL_OPTIONS)
     except Exception as fault:  # Google's libraries have many classes for "no credentials", "broken file", "expired"
         raise error(
             f"{who}: no credentials for Pub/Sub: {str(fault).splitlines()[0].rstrip('.')}.",

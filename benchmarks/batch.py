@@ -117,12 +117,18 @@ def median(runs: list[Run], figure: str) -> float:
     return statistics.median(getattr(r, figure) for r in runs)
 
 
-def main() -> None:
-    """Runs everything and prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options_of(about: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows, one run each")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "beam-pipelines-bench")
+    return parser
+
+
+def main() -> None:
+    """Runs everything and prints the figures."""
+    parser = options_of(__doc__)
     parser.add_argument("--skip-rowwise", action="store_true")
     options = parser.parse_args()
     scale, runs = (10, 1) if options.quick else (1, options.runs)

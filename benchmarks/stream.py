@@ -9,20 +9,18 @@ the archive. Every run's rows are counted at all doors before a figure counts. T
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batch import data_of
+from batch import data_of, options_of
 
 HERE = Path(__file__).parent
 ANSWERS = (100, 1_000, 10_000)
@@ -125,11 +123,7 @@ def emulated(data: Path, work: Path, rows: int, runs: int) -> dict[str, float | 
 
 def main() -> None:
     """Runs everything and prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, one run each")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "beam-pipelines-bench")
-    options = parser.parse_args()
+    options = options_of(__doc__).parse_args()
     scale, runs = (10, 1) if options.quick else (1, options.runs)
     options.work.mkdir(parents=True, exist_ok=True)
     rows = 2_000_000 // scale

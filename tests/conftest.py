@@ -1,4 +1,4 @@
-"""What all tests share: the command as a subprocess, one Hypothesis profile, and no skipped test in CI."""
+"""What all tests share: the command as a subprocess, the Hypothesis profiles, and no skipped test in CI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,7 +20,8 @@ pytest_plugins = ["tests.pubsub_servers"]
 # No deadline: a law does not depend on how busy the machine is.
 settings.register_profile("everyday", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("everyday"), derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") == "true" else "everyday")
+settings.register_profile("deep", parent=settings.get_profile("everyday"), max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("LAWS") or ("ci" if os.environ.get("CI") == "true" else "everyday"))
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -58,6 +60,28 @@ def beam_pipelines(environment: dict[str, str]) -> Run:
         return done
 
     return run
+
+
+def pytest_collection_finish() -> None:
+    """Where tests use Beam: what it finds out about a class of ours, by the signatures of some 30 methods, it finds out once.
+
+    It asks eight times per stage of a job, which is a quarter of the CPU of a small one.
+    """
+    userstate = sys.modules.get("apache_beam.transforms.userstate")
+    if userstate is None or hasattr(userstate.get_dofn_specs, "known"):
+        return
+    found, known = userstate.get_dofn_specs, {}
+
+    def get_dofn_specs(dofn: Any) -> Any:
+        kind = type(dofn)
+        if not kind.__module__.startswith("beam_pipelines."):  # those that wrap a function differ one by one
+            return found(dofn)
+        if kind not in known:
+            known[kind] = found(dofn)
+        return known[kind]
+
+    get_dofn_specs.known = known  # type: ignore[attr-defined]
+    userstate.get_dofn_specs = get_dofn_specs
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -16,10 +16,12 @@ LAYERS = (
     {"errors"},
     {"arrow"},
     {"places", "pubsub_service"},
+    {"bigquery_service"},
     {"formats"},
     {"spec"},
     {"coders", "metrics", "durable", "draining", "arrival_clock", "back_pressure"},
     {"sources", "transforms", "sinks"},
+    {"intake"},
     {"edges"},
     {"pipeline"},
     {"runners", "serving"},
@@ -28,7 +30,7 @@ LAYERS = (
     {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-WITHOUT_BEAM = {"errors", "pubsub_service", "arrow", "formats", "spec", "serving"}
+WITHOUT_BEAM = {"errors", "pubsub_service", "bigquery_service", "arrow", "formats", "spec", "serving"}
 NO_SUCH_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "base", "misc"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -68,6 +68,14 @@ def test_the_image_gets_what_is_tested() -> None:
     assert f"ARG BEAM={locked()['apache-beam']}\n" in (ROOT / "Dockerfile").read_text("utf-8")
 
 
+def test_what_is_no_python_in_the_package_is_installed_with_it() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]["beam_pipelines"]
+    package = ROOT / "beam_pipelines"
+    there = [path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert there
+    assert {path.relative_to(package).as_posix() for path in there} == set(declared)
+
+
 def test_every_dependency_has_a_reason_in_the_docs() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
     every = names(PROJECT["dependencies"]).union(*map(names, PROJECT["optional-dependencies"].values()))

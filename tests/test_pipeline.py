@@ -18,6 +18,7 @@ from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.load import LoadedSpec, load_spec
+from tests.laws import share
 
 SPEC = """
 spec: 1
@@ -113,7 +114,7 @@ values = st.fixed_dictionaries(
 records = values | st.sampled_from(['{"id": 1', "", "[]", "nonsense", '{"id": 1, "id": 2}', '{"id": NaN}', '{"id": 1,}'])
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(share(4), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.lists(records, max_size=12), min_size=1, max_size=3))
 def test_every_row_leaves_by_exactly_one_door(tmp_path_factory: pytest.TempPathFactory, files: list[list[Any]]) -> None:
     folder = make(tmp_path_factory.mktemp("law"))
@@ -170,6 +171,7 @@ def test_an_expression_that_fails_on_a_row_costs_that_row(folder: Path) -> None:
     assert json.loads(letter["raw"])["id"] == 2
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_ledger_and_leave_nothing_behind(folder: Path, tmp_path: Path) -> None:
     for n in range(3):
         put(folder, f"{n}.jsonl", [{**GOOD, "id": i % 20, "price": n + 1} for i in range(100)])

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from beam_pipelines.arrow.accumulators import EVENT_MICROS
 from beam_pipelines.arrow.copies import identity_words
+from beam_pipelines.arrow.ended_rows import identities_of
 from beam_pipelines.arrow.held import Held
 from beam_pipelines.arrow.schema import CHANGE, POSITION, SOURCE
 
@@ -66,11 +67,23 @@ class KeptRows:
         found = np.flatnonzero(mine)
         return self._take(found) if len(found) else None
 
-    def discard(self, keys: Ints, until: Ints) -> None:
-        """Rows of `keys[i]` (sorted) whose time is at most `until[i]` are gone: their windows have closed."""
+    def discard(self, keys: Ints, until: Ints) -> tuple[Ints, Ints]:
+        """Rows of `keys[i]` (sorted) whose time is at most `until[i]` are gone: their windows have closed. Gives what `of_windows` does of them."""
         records = self._held.records
         at = np.minimum(np.searchsorted(keys, records["key"]), len(keys) - 1)
-        records["gone"] |= (keys[at] == records["key"]) & (records["time"] <= until[at])
+        over = (keys[at] == records["key"]) & (records["time"] <= until[at]) & ~records["gone"]
+        records["gone"] |= over
+        return self._identities_of(over)
+
+    def of_windows(self, starts: Sequence[int]) -> tuple[Ints, Ints]:
+        """Event times (microseconds) and `ended_rows.identities_of` the rows of windows or slices that start there."""
+        records = self._held.records
+        return self._identities_of(np.isin(records["window"], np.array(starts, np.int64)) & ~records["gone"])
+
+    def _identities_of(self, mask: Mask) -> tuple[Ints, Ints]:
+        records, names = self._held.records[mask], pa.array(list(self._sources), pa.string())
+        sources = pa.DictionaryArray.from_arrays(pa.array(np.ascontiguousarray(records["source"])), names)
+        return np.ascontiguousarray(records["time"]), identities_of(sources, pa.array(np.ascontiguousarray(records["position"])))
 
     def forget(self, before_micros: int) -> None:
         """Forgets slices of time that end by `before_micros`."""

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.arrow import sessions
+from beam_pipelines.arrow.ended_rows import EndedRows
 from beam_pipelines.arrow.engine import Engine, local_engine
 from beam_pipelines.arrow.kept_rows import KeptRows
 from beam_pipelines.arrow.panes import fold
@@ -95,6 +96,7 @@ class OpenSessions:
         self._shard, self._layout = shard, Layout(shard.spec)
         self._runs = Bucket(self._layout, None, 0)
         self._kept = self._nothing_kept()
+        self._ended = EndedRows(reach=shard.reach)
         self._remembered = np.empty((3, 0), np.int64)  # key, first and last instant of closed pieces of sessions that go on
         self._seen: dict[Session, _Seen] = {}
         self._timed: set[Session] = set()  # shown on time, or too late for that
@@ -148,13 +150,15 @@ class OpenSessions:
         return rows.filter(pa.array(~over)) if over.any() else rows
 
     def _stale_corrections(self, minus: pa.RecordBatch, taken: pa.RecordBatch, at: int | None, stale: dict[int, int]) -> None:
+        """As `OpenWindows._take_back`: who counts depends on which process closed the session that the row would be alone."""
+        had = self._ended.take(minus)
         before = self._shard.closed_before
         if at is not None and before is not None and at < before:
             return
         times = minus.column("w").to_numpy()
-        over = times + self._gap + self._lateness < max(self._fired, _LONG_AGO if before is None else before)
-        mine = minus.column(POSITION).to_numpy() % self._shard.shards == self._shard.number  # every shard hears of it, one counts it
-        _count(stale, times[over & mine & ~np.isin(times, taken.column("w").to_numpy())])
+        earlier = times + self._gap + self._lateness < self._silent_before
+        mine = minus.column(POSITION).to_numpy() % self._shard.shards == self._shard.number
+        _count(stale, times[np.where(earlier, mine & ~np.isin(times, taken.column("w").to_numpy()), had)])
 
     def _expect(self, first: int, last: int) -> None:
         self._next = min(self._next, first + self._gap + self._spec.watermark_delay)
@@ -264,7 +268,8 @@ class OpenSessions:
         until = np.full(len(keys), _LONG_AGO)
         np.maximum.at(until, at, closing.e)
         if self._kept is not None:
-            self._kept.rows.discard(keys, until)
+            self._ended.add(*self._kept.rows.discard(keys, until))
+            self._ended.forget(self._fired)
         for session in closing.sessions():
             self._seen.pop(session, None)
 
@@ -385,7 +390,8 @@ class OpenSessions:
     @property
     def nbytes(self) -> int:
         """As `OpenWindows.nbytes`."""
-        return self._runs.nbytes + (self._kept.rows.nbytes if self._kept is not None else 0) + 100 * len(self._seen)
+        kept = self._kept.rows.nbytes if self._kept is not None else 0
+        return self._runs.nbytes + kept + self._ended.nbytes + 100 * len(self._seen)
 
     def dump(self) -> list[pa.RecordBatch]:
         """As `OpenWindows.dump`."""
@@ -401,7 +407,8 @@ class OpenSessions:
         found = [part({"part": "head", **head})]
         found += [] if partials is None else [part({"part": "partials"}, partials)]
         found += [] if shown is None else [part({"part": "seen", "seen": seen}, shown)]
-        return [*found, *([part({"part": "rows"}, rows)] if rows is not None else [])]
+        remembered = {"rows": rows, "ended": self._ended.dump()}
+        return [*found, *(part({"part": name}, batch) for name, batch in remembered.items() if batch is not None)]
 
     def load(self, dumped: Sequence[pa.RecordBatch]) -> None:
         """As `OpenWindows.load`."""
@@ -419,6 +426,8 @@ class OpenSessions:
             self._runs.parts = [batch]
         elif head["part"] == "seen":
             self._seen = {(k, s, e): _Seen(n, early, batch, i) for i, ((k, s, e), n, early) in enumerate(head["seen"])}
+        elif head["part"] == "ended":
+            self._ended.load(batch)
         elif self._kept is not None:
             self._kept.rows.load(batch)
 

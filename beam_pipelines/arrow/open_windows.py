@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from beam_pipelines.arrow.ended_rows import EndedRows
 from beam_pipelines.arrow.engine import Engine, local_engine
 from beam_pipelines.arrow.kept_rows import KeptRows
 from beam_pipelines.arrow.panes import fold
@@ -84,6 +85,7 @@ class OpenWindows:
         self._windows: dict[int, _Window] = {}
         self._buckets: dict[int, Bucket] = {}
         self._kept = self._nothing_kept()
+        self._ended = EndedRows(reach=shard.reach)
         self._fired = _LONG_AGO
         self._tick: int | None = None
 
@@ -125,23 +127,32 @@ class OpenWindows:
         return over
 
     def _take_back(self, rows: pa.RecordBatch, at: int | None, stale: dict[int, int]) -> None:
-        assert self._kept is not None
+        """Every shard hears of a correction. For a window that this process closed the shard that had the row counts it, which no other knows;
+        for one of an earlier process, of which every shard knows, the row's position says which."""
         replayed = at is not None and self._shard.closed_before is not None and at < self._shard.closed_before
         for some in _by_window(rows):
             windows = self._windows_of(*_bounds(some))
-            mine = int((some.column(POSITION).to_numpy() % self._shard.shards == self._shard.number).sum())
             closed = [w for w in windows if self._closed(w[1])]
-            _count(stale, [] if replayed else closed, mine)  # every shard hears of it, one counts it
             if len(closed) < len(windows):
                 self._changed(*_bounds(some), NO_KEYS)  # the window must close, or what is remembered would stay for ever
-                self._remove(some)
+                had = self._remove(some)
+            else:
+                had = int(self._ended.take(some).sum())
+            if replayed or not closed:
+                continue
+            mine = int((some.column(POSITION).to_numpy() % self._shard.shards == self._shard.number).sum())
+            were_open = self._were_open(closed)
+            _count(stale, were_open, had)
+            _count(stale, [w for w in closed if w not in were_open], mine)
 
-    def _remove(self, rows: pa.RecordBatch) -> None:
+    def _remove(self, rows: pa.RecordBatch) -> int:
+        """How many of the rows were there."""
         assert self._kept is not None
         gone = self._kept.rows.remove(rows)
         if gone.num_rows:
             self._buckets[_bounds(gone)[0]].taken_back(gone)
             self._changed(*_bounds(gone), np.unique(self._layout.keys(gone)))
+        return int(gone.num_rows)
 
     def _add(self, some: pa.RecordBatch, stale: dict[int, int]) -> None:
         start, end = _bounds(some)
@@ -216,9 +227,13 @@ class OpenWindows:
         for start in starts:
             del self._windows[start]
         needed = {s for start, w in self._windows.items() for s in self._slices(start, w.end)} if starts else set(self._buckets)
+        left = [s for s in self._buckets if s not in needed]
         self._buckets = {s: b for s, b in self._buckets.items() if s in needed}
         if self._kept is None or not starts:
             return
+        if left:
+            self._ended.add(*self._kept.rows.of_windows(left))
+        self._ended.forget(self._fired)
         if self._windows:
             self._kept.rows.forget(min([self._oldest(), *self._buckets]))
         else:
@@ -340,13 +355,14 @@ class OpenWindows:
 
     @property
     def empty(self) -> bool:
-        """Whether no window is open and no row is remembered."""
+        """Whether no window is open and no row is kept."""
         return not self._windows and not self._buckets and (self._kept is None or not len(self._kept.rows))
 
     @property
     def nbytes(self) -> int:
         """Bytes that `dump` would write, about."""
-        return sum(b.nbytes for b in self._buckets.values()) + (self._kept.rows.nbytes if self._kept is not None else 0)
+        kept = self._kept.rows.nbytes if self._kept is not None else 0
+        return sum(b.nbytes for b in self._buckets.values()) + kept + self._ended.nbytes
 
     def dump(self) -> list[pa.RecordBatch]:
         """All that is held; `load` of a new object takes it back."""
@@ -360,7 +376,8 @@ class OpenWindows:
             if window.changed:
                 found.append(part({"part": "changed", "window": start}, pa.record_batch({"key": _union(window.changed)})))
         rows = self._kept.rows.dump() if self._kept is not None else None
-        return [*found, *([part({"part": "rows"}, rows)] if rows is not None else [])]
+        remembered = {"rows": rows, "ended": self._ended.dump()}
+        return [*found, *(part({"part": name}, batch) for name, batch in remembered.items() if batch is not None)]
 
     def load(self, dumped: Sequence[pa.RecordBatch]) -> None:
         """Takes back what `dump` gave, in its order."""
@@ -378,6 +395,8 @@ class OpenWindows:
             self._buckets[start].gone.append(batch)
         elif head["part"] == "changed":
             self._windows[start].changed.append(batch.column(0).to_numpy())
+        elif head["part"] == "ended":
+            self._ended.load(batch)
         elif self._kept is not None:
             self._kept.rows.load(batch)
 

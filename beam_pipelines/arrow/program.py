@@ -27,7 +27,7 @@ from beam_pipelines.arrow.engine import Engine, local_engine, naive_utc
 from beam_pipelines.arrow.layers import DOOR, EXPRESSION, SUSPECT, WARN, WARN_BITS, WHY, Define, KernelResult, Layer, Query, Reject, Warn
 from beam_pipelines.arrow.layers import query as query_of
 from beam_pipelines.arrow.layouts import plain, rows_of
-from beam_pipelines.arrow.schema import CHANGE, PROVENANCE_NAMES, RAW, UTC_MICROS, Reasons, Rejected, dead_letters
+from beam_pipelines.arrow.schema import CHANGE, LATE_RANK, PROVENANCE_NAMES, RAW, UTC_MICROS, Reasons, Rejected, dead_letters
 
 __all__ = ["EXPRESSION", "Define", "Kernel", "KernelResult", "Layer", "Program", "Reject", "Split", "Step", "Warn", "judge", "row_json"]
 
@@ -315,7 +315,7 @@ def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def row_json(rows: pa.RecordBatch) -> pa.Array:
     """Each row's own columns as JSON bytes: the raw form of a record that came from a columnar file."""
-    names = [n for n in rows.schema.names if n not in PROVENANCE_NAMES and n != CHANGE]
+    names = [n for n in rows.schema.names if n not in PROVENANCE_NAMES and n not in (CHANGE, LATE_RANK)]
     encode = msgspec.json.Encoder(enc_hook=str).encode
     columns = [_python_values(rows.column(n)) for n in names]
     records = (

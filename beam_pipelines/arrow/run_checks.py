@@ -158,7 +158,9 @@ def _judge_unique(check: Check, state: State) -> CheckResult:
     counts = state.filter(pc.greater(state["key"], pa.scalar(0, pa.uint64())))["value"]
     repeated = int(pc.sum(counts).as_py() or 0) - len(counts)
     expected = f"no repetition in {', '.join(check.unique)}"
-    return CheckResult(check.name, "unique", check.severity, repeated == 0, f"{repeated} of {rows} rows repeat a value", expected, repeated)
+    return CheckResult(
+        check.name, "unique", check.severity, repeated == 0, f"{repeated:,} of {rows:,} rows repeat a value", expected, repeated
+    )
 
 
 def _judge_rows(check: Check, state: State) -> CheckResult:
@@ -167,9 +169,9 @@ def _judge_rows(check: Check, state: State) -> CheckResult:
     rows = _number(state, _ROWS) or 0
     short = max((bounds.min or 0) - rows, 0)
     over = max(rows - bounds.max, 0) if bounds.max is not None else 0
-    said = [f"at least {bounds.min}"] * (bounds.min is not None) + [f"at most {bounds.max}"] * (bounds.max is not None)
+    said = [f"{words} {bound:,}" for words, bound in (("at least", bounds.min), ("at most", bounds.max)) if bound is not None]
     return CheckResult(
-        check.name, "row_count", check.severity, short + over == 0, f"{rows} rows", " and ".join(said) or "any number", short + over
+        check.name, "row_count", check.severity, short + over == 0, f"{rows:,} rows", " and ".join(said) or "any number", short + over
     )
 
 
@@ -179,7 +181,7 @@ def _judge_nulls(check: Check, state: State) -> CheckResult:
     rows, nulls = _number(state, _ROWS) or 0, _number(state, _NULLS) or 0
     passed = nulls <= rule.max * rows
     expected = f"at most {rule.max:.4%} NULL in {rule.column}"
-    observed = f"{nulls} of {rows} rows NULL" + (f" ({nulls / rows:.4%})" if rows else "")
+    observed = f"{nulls:,} of {rows:,} rows NULL" + (f" ({nulls / rows:.4%})" if rows else "")
     return CheckResult(check.name, "null_rate", check.severity, passed, observed, expected, 0 if passed else nulls)
 
 

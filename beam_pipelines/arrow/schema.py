@@ -23,6 +23,10 @@ RUN_ID, CONTRACT, KEY_HASH = "_run_id", "_contract", "_key_hash"
 MESSAGE_ID, ORDERING_KEY, PUBLISH_TIME, ATTRIBUTES = "_message_id", "_ordering_key", "_publish_time", "_attributes"
 CHANGE = "_change"
 """Column of a stream's rows after `Deduplicate`, int8: +1 a row that stays, -1 one that a better copy has made a duplicate."""
+LATE_RANK = "_late_rank"
+"""Column of a stream's rows inside an aggregate: for which of their windows they are on time (`windowing.late_rank`). No row has it outside."""
+STORED_AT = "_stored_at"
+"""Column of rows, dead letters and doors in a speed layer: when the bundle came that stored them, by the machine's clock. Views hide it."""
 
 UTC_MICROS = pa.timestamp("us", "UTC")
 SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())

@@ -23,14 +23,14 @@ from beam_pipelines.arrow.accumulators import EVENT_MICROS
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.panes import Plan, extent, joined_letters, labelled, plan, relabelled, with_groups
-from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, POSITION, SOURCE, SOURCE_TYPE
+from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, LATE_RANK, POSITION, SOURCE, SOURCE_TYPE
 from beam_pipelines.arrow.stable_hash import stable_hash
 from beam_pipelines.arrow.windowing import event_micros, late_rank, split_late, split_untimed
 from beam_pipelines.arrow.windows import WindowSpec
 from beam_pipelines.errors import SpecError
 
 _TYPES = b"beam_pipelines.types"
-LATE_RANK, GROUP_KEY, COUNTED = "_late_rank", "_group_key", "_counted"
+GROUP_KEY, COUNTED = "_group_key", "_counted"
 
 
 def kept_spec(spec: AggregateSpec) -> AggregateSpec:

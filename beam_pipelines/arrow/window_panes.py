@@ -26,6 +26,7 @@ from beam_pipelines.arrow.windowing import WINDOW_END, WINDOW_START, instants
 
 EARLY, ON_TIME, LATE, DRAINED, RETRACTED = "early", "on_time", "late", "drained", "retracted"
 _PART = b"beam_pipelines.part"
+DAY = 86_400_000_000
 _MERGE_ROWS = 20_000  # partials held unmerged, at first
 
 Ints = npt.NDArray[np.int64]
@@ -42,7 +43,10 @@ class Fired(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard knows of itself. `closed_before` (micros): windows that had closed by then are of an earlier process, and silent."""
+    """What a shard knows of itself. `closed_before` (micros): windows that had closed by then are of an earlier process, and silent.
+
+    `reach` (micros): how far behind the watermark, in event time, a row may lie that is still taken back; then it is known to be stale.
+    """
 
     spec: AggregateSpec
     plan: Plan
@@ -52,6 +56,7 @@ class Shard:
     closed_before: int | None = None
     number: int = 0
     shards: int = 1
+    reach: int = DAY
 
     @property
     def counted(self) -> str:

@@ -13,7 +13,20 @@ from beam_pipelines.cli.main import main as verbs
 from beam_pipelines.cli.main import run_command
 from beam_pipelines.errors import SpecError
 
-OURS = ("mode", "runner", "run_id", "results", "log_level", "log_format", "parameters", "until_idle", "max_duration")
+OURS = (
+    "mode",
+    "runner",
+    "run_id",
+    "results",
+    "log_level",
+    "log_format",
+    "parameters",
+    "until_idle",
+    "max_duration",
+    "flink_master",
+    "flink_workers",
+    "flink_job_server_jar",
+)
 SWITCHES = ("json", "apply_lateness", "keep_logs")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -10,6 +10,7 @@ import click
 from beam_pipelines.errors import SpecError
 
 if TYPE_CHECKING:
+    from beam_pipelines.runners.options import Flink
     from beam_pipelines.spec.load import LoadedSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,6 +24,36 @@ def spec_options(function: F) -> F:
         function
     )
     return click.argument("spec", type=click.Path())(function)
+
+
+def flink_options(function: F) -> F:
+    """--flink-master, --flink-workers and --flink-job-server-jar, which come as `flink_…`."""
+    function = click.option(
+        "--flink-job-server-jar",
+        type=click.Path(),
+        metavar="JAR",
+        help="Beam's job server for Flink; default: built by Maven, kept in the cache.",
+    )(function)
+    function = click.option(
+        "--flink-workers",
+        metavar="HOST:PORT",
+        help="Pool of Python workers beside each task manager, or loopback: this process does the work.",
+    )(function)
+    return click.option("--flink-master", metavar="HOST:PORT", help="REST service of the Flink cluster; default: that of `cluster up`.")(
+        function
+    )
+
+
+def flink_of(runner: str, given: Mapping[str, str | None]) -> Flink:
+    """The cluster that the options mean. Raises SpecError for one that does nothing with this runner."""
+    from beam_pipelines.runners.options import Flink, runs_on_flink
+
+    said = next((name for name, value in given.items() if value is not None), None)
+    if said is not None and not runs_on_flink(runner):
+        raise SpecError(
+            f"--{said.replace('_', '-')}: is for --runner flink and does nothing with --runner {runner}.", hint="Say --runner flink."
+        )
+    return Flink(given["flink_master"], given["flink_workers"], given["flink_job_server_jar"])
 
 
 def log_options(function: F) -> F:

@@ -18,13 +18,15 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from beam_pipelines import metrics
 from beam_pipelines.sources.files import list_files
-from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sources import BatchSource
 
 _EVERY_S = 0.2
 
 
-def watching(spec: PipelineSpec, *, quiet: bool, flags: Sequence[str] = ()) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """What to enter around a job to watch it."""
+def watching(
+    sources: Sequence[BatchSource], *, quiet: bool, flags: Sequence[str] = ()
+) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """What to enter around a job over `sources` to watch it."""
 
     @contextlib.contextmanager
     def watch() -> Iterator[None]:
@@ -34,7 +36,7 @@ def watching(spec: PipelineSpec, *, quiet: bool, flags: Sequence[str] = ()) -> C
             if "multi_processing" in " ".join(flags) and not logging.getLogger().isEnabledFor(logging.INFO):
                 stack.enter_context(_silent_workers())
             if not quiet:
-                stack.enter_context(_watch(spec))
+                stack.enter_context(_watch(sources))
             yield
 
     return watch
@@ -64,8 +66,8 @@ def _silent_workers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watch(spec: PipelineSpec) -> Iterator[None]:
-    sizes = [size for source in spec.sources.batch for _, size in list_files(source.patterns)]
+def _watch(sources: Sequence[BatchSource]) -> Iterator[None]:
+    sizes = [size for source in sources for _, size in list_files(source.patterns)]
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("starting", total=max(1, sum(sizes)))
@@ -85,5 +87,5 @@ def _follow(bar: Progress, task: TaskID, files: int, stop: threading.Event) -> N
         seen = metrics.snapshot()
         rows, done, written = (seen.get(name, 0) for name in ("rows_read", "bytes_read", "rows_written"))
         rate = rows / (time.monotonic() - begun)
-        text = f"{rows:,} rows read, {rate:,.0f} rows/s, {min(seen.get('files_read', 0), files)}/{files} files"
+        text = f"{rows:,} rows read, {rate:,.0f} rows/s" + (f", {min(seen.get('files_read', 0), files)}/{files} files" if files else "")
         bar.update(task, completed=done, description=text + (f", {written:,} written" if written else ""))

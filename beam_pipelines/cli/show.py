@@ -84,6 +84,8 @@ def show_run(run: RunResults, *, state: str, out: TextIO | None = None) -> None:
     say.lines(_ledger(run))
     say.lines(_checks(run))
     say("")
+    if about.range is not None:
+        say(f"range [{about.range[0]}, {about.range[1]}), from the {'archive' if about.input == 'archive' else 'batch sources'}")
     say(f"run {about.run_id}, contract {about.contract}, record {state}/runs/{about.run_id}.json")
 
 
@@ -124,14 +126,14 @@ def _ledger(run: RunResults) -> list[str]:
     """What became of the rows, as counted at each door: one line for each output of rows."""
     lines = run.ledger
     read, filtered, dead = sum(i.read for i in lines), sum(i.filtered for i in lines), sum(i.dead for i in lines)
-    duplicate = sum(i.duplicate for i in lines)
+    duplicate, outside = sum(i.duplicate for i in lines), sum(i.outside for i in lines)
     balance = "DOES NOT BALANCE" if any("balance" in f for f in run.failures) else "balances"
     word = "passed" if run.status == "failed" and not _streams(run) else "good"
-    rest = f"{dead:,} dead + {duplicate:,} duplicate + {filtered:,} filtered"
+    rest = f"{dead:,} dead + {duplicate:,} duplicate + {filtered:,} filtered" + (f" + {outside:,} outside" if outside else "")
     found = []
     for name in _outputs_of_rows(run) or [""]:
         good = (
-            sum(i.written.get(name, 0) for i in lines) if name else read - filtered - dead - duplicate
+            sum(i.written.get(name, 0) for i in lines) if name else read - filtered - dead - duplicate - outside
         )  # without a sink of rows nothing counts them
         refused = sum(i.refused.get(name, 0) for i in lines)
         opened = read - good - refused - dead - duplicate - filtered if _streams(run) else 0

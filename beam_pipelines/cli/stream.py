@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beam_pipelines.errors import SpecError
+from beam_pipelines.runners.options import Flink, runs_on_flink
 
 if TYPE_CHECKING:
     from beam_pipelines.sinks.results import RunResults
@@ -27,6 +28,7 @@ class Asked:
     max_duration_s: float | None
     keep_logs: bool
     quiet: bool
+    flink: Flink
 
 
 def seconds(text: str | None, option: str) -> float | None:
@@ -45,9 +47,11 @@ def seconds(text: str | None, option: str) -> float | None:
 
 
 def check_stream_runner(runner: str) -> None:
-    """Raises SpecError where the runner cannot run a stream here."""
-    if runner.lower() not in _PRISM:
-        raise SpecError(f"--runner {runner}: does not run streams in this version.", hint="Use --runner direct, which is Beam's Prism.")
+    """Raises SpecError where the runner cannot run a stream."""
+    if runner.lower() not in _PRISM and not runs_on_flink(runner):
+        raise SpecError(
+            f"--runner {runner}: does not run streams in this version.", hint="Use --runner direct, which is Beam's Prism, or flink."
+        )
 
 
 def stream(found: LoadedSpec, asked: Asked) -> RunResults:
@@ -59,7 +63,8 @@ def stream(found: LoadedSpec, asked: Asked) -> RunResults:
     live = Live(found.spec, sys.stderr)
     for warning in unknown_flags(asked.flags):
         live.say(f"warning: {warning}")
-    engine = [f"engine: Beam's PrismRunner on this machine (--runner {asked.runner})"]
+    on_flink = runs_on_flink(asked.runner)
+    engine = [] if on_flink else [f"engine: Beam's PrismRunner on this machine (--runner {asked.runner})"]
 
     def say(sentence: str) -> None:
         while engine:  # said when it is sure that something starts
@@ -69,6 +74,7 @@ def stream(found: LoadedSpec, asked: Asked) -> RunResults:
     call = StreamCall(
         run_id=asked.run_id, flags=asked.flags, args=asked.args, until_idle_s=asked.until_idle_s, max_duration_s=asked.max_duration_s,
         keep_logs=asked.keep_logs, watch=(lambda: None) if asked.quiet else live, say=(lambda _: None) if asked.quiet else say,
+        flink=asked.flink if on_flink else None,
     )  # fmt: skip
     try:
         record = run_stream(found, call)

@@ -34,6 +34,7 @@ from beam_pipelines.formats.archive_files import (
     positions,
     source_folder,
     stored,
+    stored_ms,
     unreadable,
     write_file,
 )
@@ -42,7 +43,18 @@ from beam_pipelines.formats.named_files import again
 from beam_pipelines.formats.reader import Broken
 from beam_pipelines.places import modified
 
-__all__ = ["Key", "hours", "live_files", "positions_by_source", "raw_batch", "read_hour", "read_since", "source_folder", "write_messages"]
+__all__ = [
+    "Key",
+    "by_source",
+    "hours",
+    "live_files",
+    "positions_by_source",
+    "raw_batch",
+    "read_hour",
+    "read_since",
+    "source_folder",
+    "write_messages",
+]
 
 Key = Callable[[], bytes]
 """What gives the sealing key where it is needed: a graph holds no secrets."""
@@ -58,7 +70,7 @@ def write_messages(
     hours of the batch may be there then, which is harmless: a message stored twice is read once.
     """
     paths = []
-    for source, of_source in _by_source(batch):
+    for source, of_source in by_source(batch):
         for hour, part in _by_hour(of_source):
             stored_as = part if key is None else sealed(part, key)
             at = hour_folder(source_folder(folder, source), hour)
@@ -68,11 +80,12 @@ def write_messages(
 
 def positions_by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.int64]]]]:
     """Each source in a batch of messages, with the positions of its messages."""
-    for source, part in _by_source(batch):
+    for source, part in by_source(batch):
         yield source, positions(part)
 
 
-def _by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+def by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Each source in a batch, with its rows."""
     column = batch.column(SOURCE)
     names = column.dictionary.to_pylist()
     if len(names) == 1 and not column.null_count:
@@ -153,11 +166,11 @@ def read_hour(
 ) -> Iterator[tuple[str, pa.RecordBatch | Broken]]:  # fmt: skip
     """The messages of an hour's folder, each position once, or what cannot be read, each with the path of its file.
 
-    `columns` must hold `_position`, and `_arrival_time` with `since`. `made_since_s` leaves out files that got their name before. Files that a compactor deletes meanwhile are looked for in what replaced them.
+    `columns` must hold `_position`, and `_arrival_time` with `since`. `made_since_s` leaves out files of messages that were all stored before. Files that a compactor deletes meanwhile are looked for in what replaced them.
     """
 
     def needed() -> list[str]:
-        return [f.path for f in again(lambda: live(folder)) if made_since_s is None or f.made_at >= made_since_s]
+        return [f.path for f in again(lambda: live(folder)) if made_since_s is None or stored_ms(f) >= made_since_s * 1000]
 
     seen = Positions()
     done: set[str] = set()

@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, MutableMapping
 
 from beam_pipelines.formats import compaction
 from beam_pipelines.formats.archive import Positions
-from beam_pipelines.formats.archive_files import hours, notes, stored, write_file
+from beam_pipelines.formats.archive_files import hours, notes, replaced_by, stored, stored_ms, write_file
 from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Compacted, Files, Merge, Step
+from beam_pipelines.formats.named_files import named
 
 __all__ = ["FAN_IN", "GRACE_S", "QUIET_S", "Compacted", "Step", "compact", "compact_steps"]
 
@@ -36,15 +37,16 @@ def compact(
 
 def compact_steps(
     folder: str, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
-    fan_in: tuple[int, int, int] = FAN_IN,
+    fan_in: tuple[int, int, int] = FAN_IN, quiet_s: float = QUIET_S,
 ) -> Generator[Step, None, None]:  # fmt: skip
-    """`compact`, step by step: after each one the process may die."""
-    files = Files(_replaces, _alike, stored, _write, fan_in, top=2, fresh=lambda: Positions().fresh)
-    return compaction.compact_steps((hour.folder for hour in hours(folder)), files, epoch=epoch, now=now, at_rest=at_rest)
+    """`compact`, step by step: after each one the process may die. `quiet_s` as in `compaction.compact_steps`."""
+    folders = (hour.folder for hour in hours(folder))
+    return compaction.compact_steps(folders, archive_kind(fan_in), epoch=epoch, now=now, at_rest=at_rest, quiet_s=quiet_s)
 
 
-def _replaces(path: str) -> tuple[str, ...]:
-    return notes(path).replaces
+def archive_kind(fan_in: tuple[int, int, int] = FAN_IN) -> Files:
+    """What a compaction must know of an archive's files."""
+    return Files(replaced_by, _alike, stored, _write, fan_in, top=2, fresh=lambda: Positions().fresh)
 
 
 def _alike(path: str) -> str | None:
@@ -55,4 +57,18 @@ def _alike(path: str) -> str | None:
 
 def _write(merge: Merge) -> str:
     seal = notes(merge.like).seal
-    return write_file(merge.folder, merge.batches, epoch=merge.epoch, level=merge.level, seal=seal, replaces=merge.replaces, now=merge.now)
+    there = {file.path.rpartition("/")[2]: stored_ms(file) for file in named(merge.folder)}
+
+    def newest() -> int:
+        return max((there[name] for name in merge.replaces if name in there), default=0)
+
+    return write_file(
+        merge.folder,
+        merge.batches,
+        epoch=merge.epoch,
+        level=merge.level,
+        seal=seal,
+        replaces=merge.replaces,
+        stored_ms=newest,
+        now=merge.now,
+    )

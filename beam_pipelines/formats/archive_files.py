@@ -52,11 +52,12 @@ class Hour(NamedTuple):
 @dataclass(frozen=True)
 class Notes:
     """What a file says about itself. `seal` names the key its messages are sealed with ("": not sealed), `replaces` the files it was merged
-    from; `broken` why it cannot be read ("": it can)."""
+    from; `broken` why it cannot be read ("": it can). `stored_ms`: of a merged file, when the last of its messages was stored (ms since 1970), 0: unknown."""
 
     seal: str = ""
     replaces: tuple[str, ...] = ()
     broken: str = ""
+    stored_ms: int = 0
 
 
 def source_folder(archive: str, source: str) -> str:
@@ -99,12 +100,51 @@ def live(folder: str) -> list[Named]:
 
     Raises FileNotFoundError where a file went while we looked: look again.
     """
-    return unreplaced(folder, lambda path: notes(path).replaces)
+    return unreplaced(folder, replaced_by)
 
 
 def live_files(folder: str) -> list[str]:
     """The paths of all files of an archive (or of one of its sources) that readers need, by hour."""
     return [file.path for hour in hours(folder) for file in again(lambda at=hour.folder: live(at))]  # type: ignore[misc]
+
+
+def replaced_by(path: str) -> tuple[str, ...]:
+    """The names of the files that a merged file was made of. Raises FileNotFoundError."""
+    return notes(path).replaces
+
+
+def stored_ms(file: Named) -> int:
+    """The moment (ms since 1970) after which none of the file's messages was stored: merging them later does not make them newer."""
+    made = round(file.made_at * 1000)
+    return (file.level and notes(file.path).stored_ms) or made
+
+
+def newest_arrival(folder: str) -> int | None:
+    """The latest arrival (microseconds) of a message in an archive, or in the folder of one of its sources; None where there is none."""
+    for hour in reversed(hours(folder)):
+        found = [at for file in again(lambda at=hour.folder: live(at)) if (at := _latest_of(file.path)) is not None]  # type: ignore[misc]
+        if found:
+            return min(max(found), (hour.number + 1) * HOUR_MICROS - 1)
+    return None
+
+
+def count_rows(path: str) -> int:
+    """The messages in a file, 0 where it cannot be read. Raises FileNotFoundError."""
+    try:
+        with _open(path) as file:
+            return int(file.metadata.num_rows)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        return 0
+
+
+def _latest_of(path: str) -> int | None:
+    try:
+        with _open(path) as file:
+            return max((_latest(file, group) for group in range(file.metadata.num_row_groups)), default=None)
+    except Exception:  # corrupt bytes surface as any of pyarrow's exceptions
+        return None
 
 
 def notes(path: str) -> Notes:
@@ -134,11 +174,11 @@ def _know(path: str, found: Notes) -> Notes:
 
 def write_file(
     folder: str, batches: Iterable[pa.RecordBatch], *, epoch: int, level: int, seal: str, replaces: Sequence[str] = (),
-    now: Callable[[], float] = time.time,
+    stored_ms: Callable[[], int] = lambda: 0, now: Callable[[], float] = time.time,
 ) -> str:  # fmt: skip
     """Writes messages to a new file of an hour, each batch a row group; gives its path. When this returns, the file survives a power failure.
 
-    `replaces` is read after the last batch. Raises SinkError where the place refuses; then there is no file.
+    `replaces` is read, and `stored_ms` called (see `Notes`), after the last batch. Raises SinkError where the place refuses; then there is no file.
     """
     said = Notes(seal)
 
@@ -147,7 +187,7 @@ def write_file(
         with pq.ParquetWriter(out, MESSAGES, **_SETTINGS) as writer:
             for batch in batches:
                 writer.write_batch(batch, row_group_size=max(1, batch.num_rows))
-            said = Notes(seal, tuple(replaces))
+            said = Notes(seal, tuple(replaces), stored_ms=stored_ms())
             writer.add_key_value_metadata({_NOTES: msgspec.json.encode(said)})
 
     path = write_new(folder, write, epoch=epoch, level=level, now=now)

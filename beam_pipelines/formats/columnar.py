@@ -28,6 +28,17 @@ _ESCAPE = "$"  # no contract column has it in its name
 BATCH_ROWS = 65_536
 
 
+def names_of(schema: pa.Schema) -> list[str]:
+    """The names of a file's columns. Raises UnicodeDecodeError where a damaged name is no text, also one of a member, which Arrow would tell only later."""
+    kinds: list[Any] = [f.type for f in schema]
+    while kinds:
+        kind = kinds.pop()
+        for member in (kind.field(i) for i in range(kind.num_fields)):
+            str(member.name)
+            kinds.append(member.type)
+    return list(schema.names)
+
+
 def decode_steps(contract: Contract, fmt: AvroFormat | OrcFormat | ParquetFormat) -> tuple[Step, ...]:  # one signature for all formats
     """The step that picks and renames the contract's columns, keeps their types, and gives `_unknown` where the contract keeps it."""
     return (PickColumns(contract),)

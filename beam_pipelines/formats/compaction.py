@@ -16,10 +16,12 @@ same files as replaced, nothing is lost, and a row that is stored twice is read 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
+from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Literal, NamedTuple
 
@@ -28,7 +30,7 @@ import pyarrow as pa
 from beam_pipelines.arrow.concat import coalesce
 from beam_pipelines.formats.named_files import Named, again, named, unfinished, unreplaced
 from beam_pipelines.formats.reader import Broken
-from beam_pipelines.places import delete, join, list_files, locked, modified, size
+from beam_pipelines.places import delete, join, list_files, locked, size, stamp
 
 GRACE_S = 60.0
 QUIET_S = 3600.0
@@ -102,26 +104,66 @@ class Files:
 
 
 def compact_steps(
-    folders: Iterable[str], files: Files, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None
+    folders: Iterable[str], files: Files, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
+    quiet_s: float = QUIET_S,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """One pass over the folders, step by step: after each one the process may die.
 
-    `now` gives seconds since 1970. `at_rest`, kept by the caller between calls, spares folders in which nothing has changed since there was nothing
+    `now` gives seconds since 1970. A folder that got no file for `quiet_s` seconds is quiet: what is left there is merged, however little it is. `at_rest`, kept by the caller between calls, spares folders in which nothing has changed since there was nothing
     left to do. `epoch` is the caller's, by default the latest in each folder: what earlier epochs left unfinished is deleted.
     """
     known = {} if at_rest is None else at_rest
     for folder in folders:
-        before = modified(folder)
+        before = stamp(folder)
         if before is not None and known.get(folder) == before:
             continue
         with locked(folder, wait=False) as held, suppress(FileNotFoundError):  # where locks do not reach, another may be quicker
             if held:
-                yield from _folder(folder, files, epoch, now)
-                if before is not None and _rests(folder, files, now()):
+                yield from _folder(folder, files, epoch, now, quiet_s)
+                if before is not None and _rests(folder, files, now(), quiet_s):
                     known[folder] = before
 
 
-def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float]) -> Iterator[Step]:
+class Lying(NamedTuple):
+    """A live file, or one that a merge would make: its level, bytes, and the word that files share if they may be merged."""
+
+    level: int
+    bytes: int
+    word: str
+
+
+def merged_all(live: Sequence[Lying], files: Files) -> list[Lying]:
+    """What passes over a quiet folder of these `live` files leave. Sizes are sums: that files compress better together is not known before."""
+    lying, before = list(live), -1
+    while before != len(lying):
+        before, level = len(lying), 0
+        while any(file.level >= level for file in lying):
+            while group := _first(lying, files, files.least(level), range(level, level + 1)):
+                lying = _instead(lying, group, level + 1 if files.top is None else min(level + 1, files.top))
+            level += 1
+        if group := _first(lying, files, 2, range(_QUIET_LEVEL)):
+            lying = _instead(lying, group, _QUIET_LEVEL)
+    return lying
+
+
+def _first(lying: Sequence[Lying], files: Files, least: int, levels: range) -> list[Lying]:
+    """The first `least` files or more of these levels that a pass would merge, as many as fit; [] where there are not so many."""
+    small = [f for f in lying if f.level in levels and (files.full_bytes is None or f.bytes < files.full_bytes)]
+    for word in sorted({f.word for f in small}):
+        group = [f for f in small if f.word == word]
+        if len(group) >= least:
+            sums = accumulate(f.bytes for f in group[:_MOST])
+            full = next((i for i, total in enumerate(sums) if i and files.full_bytes is not None and total >= files.full_bytes), _MOST)
+            return group[: min(full + 1, _MOST)]
+    return []
+
+
+def _instead(lying: Sequence[Lying], group: Sequence[Lying], level: int) -> list[Lying]:
+    left = Counter(lying) - Counter(group)
+    return [*left.elements(), Lying(level, sum(f.bytes for f in group), group[0].word)]
+
+
+def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float], quiet_s: float) -> Iterator[Step]:
     epoch = max([epoch, *(file.epoch for file in named(folder))])
     for path in files.swept(folder, epoch):
         delete(path)
@@ -135,7 +177,7 @@ def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float]) -> 
             up = level + 1 if files.top is None else min(level + 1, files.top)
             yield Step("merged", _merge(folder, files, group, up, epoch, now))
         level += 1
-    for group in _quiet(folder, files, now()):
+    for group in _quiet(folder, files, now(), quiet_s):
         yield Step("merged", _merge(folder, files, group, _QUIET_LEVEL, epoch, now))
 
 
@@ -153,10 +195,10 @@ def _due(folder: str, files: Files, level: int) -> list[Named]:
     return next((_fitting(group, files) for group in _alike(found, files) if len(group) >= least), []) if len(found) >= least else []
 
 
-def _quiet(folder: str, files: Files, now: float) -> list[list[Named]]:
+def _quiet(folder: str, files: Files, now: float, quiet_s: float) -> list[list[Named]]:
     """What is left of small files in a folder that gets none any more."""
     small = _mergeable(folder, files, 0, _QUIET_LEVEL - 1)
-    quiet = all(now - file.made_at >= QUIET_S for file in small)
+    quiet = all(now - file.made_at >= quiet_s for file in small)
     return [_fitting(group, files) for group in _alike(small, files) if len(group) > 1] if quiet else []
 
 
@@ -166,14 +208,19 @@ def _mergeable(folder: str, files: Files, lowest: int, highest: int) -> list[Nam
 
 
 def _full(file: Named, files: Files) -> bool:
-    return files.full_bytes is not None and size([file.path]) >= files.full_bytes
+    return files.full_bytes is not None and _size(file.path) >= files.full_bytes
+
+
+@lru_cache(16_384)  # a name is never used for another content
+def _size(path: str) -> int:
+    return size([path])
 
 
 def _fitting(group: list[Named], files: Files) -> list[Named]:
     """The first files of a group, at least two, that together are not much more than a full one."""
     taken, total = group[:_MOST], 0
     for number, file in enumerate(taken):
-        total += size([file.path]) if files.full_bytes is not None else 0
+        total += _size(file.path) if files.full_bytes is not None else 0
         if number and files.full_bytes is not None and total >= files.full_bytes:
             return taken[: number + 1]
     return taken
@@ -186,11 +233,11 @@ def _alike(found: Sequence[Named], files: Files) -> list[list[Named]]:
     return [[file for _, file in group] for _, group in groupby(readable, key=itemgetter(0))]
 
 
-def _rests(folder: str, files: Files, now: float) -> bool:
+def _rests(folder: str, files: Files, now: float, quiet_s: float) -> bool:
     """Whether nothing is left to do, nor will be before another file comes."""
     there = named(folder)
     live = unreplaced(folder, files.replaces)
-    return all(now - file.made_at >= QUIET_S for file in there) and len(live) == len(there) and not _quiet(folder, files, now)
+    return all(now - file.made_at >= quiet_s for file in there) and len(live) == len(there) and not _quiet(folder, files, now, quiet_s)
 
 
 def _merge(folder: str, files: Files, group: Sequence[Named], level: int, epoch: int, now: Callable[[], float]) -> str:

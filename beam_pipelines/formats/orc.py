@@ -1,22 +1,25 @@
 """ORC files, by stripes. A row's position is its ordinal in the file.
 
 A stripe that cannot be read is one Broken; the others are read. A file may be split: a stripe belongs to the byte range in which it begins.
+A child process decodes (see `orc_child`): bytes that crash the reader cost their stripe, and not the job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.orc as pa_orc
 
 from beam_pipelines.arrow.contract import Contract
-from beam_pipelines.formats.columnar import BATCH_ROWS, WatchedStream, positioned, roots, seekable
+from beam_pipelines.formats.columnar import positioned, roots, seekable
+from beam_pipelines.formats.orc_child import IsolatedOrc, UnreadableError
 from beam_pipelines.formats.reader import FILE, Broken, DamagedStream, Limits
 
-_TAIL_FOOTER, _FOOTER_STRIPES, _STRIPE_OFFSET, _STRIPE_ROWS = 2, 3, 1, 5  # field numbers of orc_proto.proto
+T = TypeVar("T")
+_TAIL_FOOTER, _FOOTER_STRIPES, _FOOTER_ROWS, _STRIPE_OFFSET, _STRIPE_ROWS = 2, 3, 6, 1, 5  # field numbers of orc_proto.proto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -44,62 +47,70 @@ class OrcReader:
             if start == 0:  # of all ranges, the first tells it
                 yield opened
             return
-        file, watched, stripes = opened
+        file, names, stripes = opened
+        columns = self._columns(names)
         first = 0
-        for number, stripe in enumerate(stripes):
-            if start <= stripe.offset and (end is None or stripe.offset < end):
-                yield from self._stripe(file, watched, number, first, stripe.rows)
-            first += stripe.rows
+        with closing(file):
+            for number, stripe in enumerate(stripes):
+                if start <= stripe.offset and (end is None or stripe.offset < end):
+                    yield from _read_stripe(file, number, columns, range(first, first + stripe.rows))
+                first += stripe.rows
 
-    def _stripe(
-        self, file: pa_orc.ORCFile, watched: WatchedStream, number: int, first: int, rows: int
-    ) -> Iterator[pa.RecordBatch | Broken]:
-        try:
-            batch = file.read_stripe(number, columns=self._columns(file))
-            why = "" if batch.num_rows == rows else f"only {batch.num_rows} of {rows} rows came"
-        except Exception as error:  # corrupt bytes surface as any of pyarrow's exceptions, OSError among them
-            watched.raise_own()
-            why = str(error)
-        if why:
-            yield Broken(first, FILE, f"stripe {number}: rows {first} to {first + rows - 1} cannot be read: {why}", rows=max(1, rows))
-            return
-        for at in range(0, rows, BATCH_ROWS):
-            yield from positioned(batch.slice(at, BATCH_ROWS), first + at)
-
-    def _columns(self, file: pa_orc.ORCFile) -> list[str] | None:
-        names = file.schema.names
+    def _columns(self, names: list[str]) -> list[str] | None:
         if self.contract.unknown_columns != "drop" or any("." in n for n in names):  # a dotted name would be taken for a path
             return None
         return [n for n in names if n in roots(self.contract)] or names[:1]
 
 
-def _open(stream: BinaryIO) -> tuple[pa_orc.ORCFile, WatchedStream, list[Stripe]] | Broken:
-    watched = None
+def _read_stripe(file: IsolatedOrc, number: int, columns: list[str] | None, rows: range) -> Iterator[pa.RecordBatch | Broken]:
+    at = rows.start
     try:
-        watched = WatchedStream(seekable(stream))
-        file = pa_orc.ORCFile(pa.PythonFile(watched, mode="r"))
-        twice = sorted({n for n in file.schema.names if file.schema.names.count(n) > 1})
-        stripes = _stripes(file.reader.serialized_file_tail())
+        for batch in file.stripe(number, columns=columns, rows=len(rows)):
+            yield from positioned(batch, at)
+            at += batch.num_rows
+    except UnreadableError as error:
+        yield Broken(at, FILE, f"stripe {number}: rows {at} to {rows.stop - 1} cannot be read: {error}", rows=max(1, rows.stop - at))
+
+
+def _open(stream: BinaryIO) -> tuple[IsolatedOrc, list[str], list[Stripe]] | Broken:
+    try:
+        file = IsolatedOrc(seekable(stream))
     except DamagedStream as error:
         return Broken(0, FILE, str(error))
-    except Exception as error:
-        if watched is None:
-            raise  # while spooling: the stream's own
-        watched.raise_own()
-        return Broken(0, FILE, f"not a readable ORC file: {error}")
-    return Broken(0, FILE, f"got the column {twice[0]!r} twice; expected each name once") if twice else (file, watched, stripes)
+    try:
+        names, tail = file.open()
+        stripes = _stripes(tail)
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if not twice:
+            return file, names, stripes
+        why = f"got the column {twice[0]!r} twice; expected each name once"
+    except UnreadableError as error:
+        why = f"not a readable ORC file: {error}"
+    file.close()
+    return Broken(0, FILE, why)
 
 
 def _stripes(tail: bytes) -> list[Stripe]:
-    """The stripes that a file's tail (protobuf message FileTail) lists. pyarrow does not tell the rows of a stripe it cannot read."""
-    footer = next(value for number, value in _fields(tail) if number == _TAIL_FOOTER)
-    assert isinstance(footer, bytes)
-    listed = [dict(_fields(value)) for number, value in _fields(footer) if number == _FOOTER_STRIPES and isinstance(value, bytes)]
-    return [Stripe(_number(s.get(_STRIPE_OFFSET, 0)), _number(s.get(_STRIPE_ROWS, 0))) for s in listed]
+    """The stripes that a file's tail (protobuf message FileTail) lists. pyarrow does not tell the rows of a stripe it cannot read.
+
+    Raises UnreadableError, also where they are not as many rows as the file says: no position, and no number of lost rows, can be believed.
+    """
+    try:
+        footer = next(value for number, value in _fields(tail) if number == _TAIL_FOOTER)
+        fields = list(_fields(_checked(footer, bytes)))
+        listed = [dict(_fields(_checked(value, bytes))) for number, value in fields if number == _FOOTER_STRIPES]
+        stripes = [Stripe(_checked(s.get(_STRIPE_OFFSET, 0), int), _checked(s.get(_STRIPE_ROWS, 0), int)) for s in listed]
+        told = _checked(dict(fields).get(_FOOTER_ROWS, 0), int)
+    except (IndexError, StopIteration, TypeError) as error:
+        raise UnreadableError(f"its footer does not list its stripes: {error}") from error
+    if (rows := sum(s.rows for s in stripes)) != told:
+        raise UnreadableError(f"its footer lists stripes of {rows} rows; expected the {told} of the whole file")
+    return stripes
 
 
-def _number(value: int | bytes) -> int:
-    assert isinstance(value, int)
+def _checked(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"got {type(value).__name__}; expected {kind.__name__}")
     return value
 
 

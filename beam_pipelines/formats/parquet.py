@@ -1,11 +1,13 @@
 """Parquet files, by row groups, page checksums verified. A row's position is its ordinal in the file.
 
 A page that cannot be read costs the rest of its row group (one Broken); the other row groups are read. A file may be split: a row group
-belongs to the byte range in which its first page begins.
+belongs to the byte range that holds its share of the file, by rows. Where its pages really are nobody asks: pyarrow's metadata of a
+column ends the process (SIGABRT) on some damaged bytes, where reading the column raises.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_pipelines.arrow.contract import Contract
-from beam_pipelines.formats.columnar import BATCH_ROWS, WatchedStream, positioned, roots, seekable
+from beam_pipelines.formats.columnar import BATCH_ROWS, WatchedStream, names_of, positioned, roots, seekable
 from beam_pipelines.formats.reader import FILE, Broken, DamagedStream, Limits
 
 _BUFFER_BYTES = 2**20
@@ -38,10 +40,11 @@ class ParquetReader:
                 yield opened
             return
         file, watched = opened
+        size, total = watched.seek(0, os.SEEK_END), max(1, file.metadata.num_rows)
         position = 0
         for group in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
-            if start <= _offset(file, group) and (end is None or _offset(file, group) < end):
+            if start <= size * position // total and (end is None or size * position // total < end):
                 yield from self._row_group(file, watched, group, position, limits)
             position += rows
 
@@ -79,8 +82,10 @@ def _open(stream: BinaryIO) -> tuple[pq.ParquetFile, WatchedStream] | Broken:
         file = pq.ParquetFile(
             pa.PythonFile(watched, mode="r"), page_checksum_verification=True, buffer_size=_BUFFER_BYTES, pre_buffer=False
         )
-        twice = sorted({n for n in file.schema_arrow.names if file.schema_arrow.names.count(n) > 1})
-        _ = [_offset(file, group) for group in range(file.metadata.num_row_groups)]
+        names = names_of(file.schema_arrow)
+        twice = sorted({n for n in names if names.count(n) > 1})
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        told = file.metadata.num_rows
     except DamagedStream as error:
         return Broken(0, FILE, str(error))
     except Exception as error:
@@ -88,13 +93,8 @@ def _open(stream: BinaryIO) -> tuple[pq.ParquetFile, WatchedStream] | Broken:
             raise  # while spooling: the stream's own
         watched.raise_own()
         return Broken(0, FILE, f"not a readable Parquet file: {error}")
+    if sum(rows) != told or min(rows, default=0) < 0:  # no position, and no number of lost rows, can be believed
+        return Broken(
+            0, FILE, f"not a readable Parquet file: its footer lists {sum(rows)} rows in row groups; expected the {told} of the whole file"
+        )
     return Broken(0, FILE, f"got the column {twice[0]!r} twice; expected each name once") if twice else (file, watched)
-
-
-def _offset(file: pq.ParquetFile, group: int) -> int:
-    """Where the row group's first page begins."""
-    found = file.metadata.row_group(group)
-    if not found.num_columns:
-        return 0
-    column = found.column(0)
-    return int(min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset))

@@ -9,6 +9,7 @@ nothing but work on it. Trials are forks of one process that holds the program; 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import signal
@@ -26,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.arrow.schema import POSITION
-from beam_pipelines.places import read_bytes, write_bytes
+from beam_pipelines.places import is_local, local, read_bytes, write_bytes
+from beam_pipelines.runners.kept import kept_folder
 from beam_pipelines.transforms import guard
 
 Positions = npt.NDArray[np.int64]
@@ -41,8 +43,11 @@ class _Known(msgspec.Struct):
 
 
 def journal_folder(stream: str) -> str:
-    """Where the starts of the stream whose folder is `stream` say what they work on."""
-    return f"{stream}/journal"
+    """Where the starts of the stream whose folder is `stream` say what they work on: on this machine, whose processes they are."""
+    if is_local(stream):
+        return f"{local(stream)}/journal"
+    of = hashlib.sha256(stream.encode()).hexdigest()[:16]
+    return str(kept_folder() / "journal" / of)
 
 
 def look_back(
@@ -76,6 +81,21 @@ def look_back(
         write_bytes(path, msgspec.json.encode(known))
     guard.clear(folder, epoch)
     return guard.Guard(folder, epoch, tuple((source, tuple(positions)) for source, positions in known.poison.items() if positions))
+
+
+def known_to_crash(stream: str, *, records: Callable[[str, Positions], Iterable[tuple[pa.RecordBatch, Any]]]) -> guard.Guard | None:
+    """The guard for a batch over the archive: what the stream has found to crash, and crashes still. Whatever a repair has helped goes through. None where
+    that is nothing, which is known without a look at the archive. `records` as for `look_back`."""
+    known = poison_of(stream).items()
+    tried = {source: tuple(sorted(_guilty(records(source, np.array(positions, np.int64))))) for source, positions in known if positions}
+    poison = tuple((source, guilty) for source, guilty in tried.items() if guilty)
+    return guard.Guard("", 0, poison) if poison else None
+
+
+def poison_of(stream: str) -> dict[str, list[int]]:
+    """Positions of the records that the stream has found to crash, by source."""
+    content = read_bytes(f"{stream}/crashes.json")
+    return msgspec.json.decode(content, type=_Known).poison if content else {}
 
 
 def _records(count: int) -> str:

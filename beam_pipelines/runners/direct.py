@@ -10,30 +10,42 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_pipelines import metrics
+from beam_pipelines.arrow.ranges import Range
+from beam_pipelines.edges import needed_since
 from beam_pipelines.errors import BeamPipelinesError, RunError
 from beam_pipelines.pipeline import Job, build
+from beam_pipelines.runners.archived_records import records_at
 from beam_pipelines.runners.beam_options import Options
+from beam_pipelines.runners.crashes import known_to_crash
 from beam_pipelines.runners.failures import own_error
-from beam_pipelines.runners.options import Engine, check_flags, engine_for
+from beam_pipelines.runners.options import NOT_SAID, Engine, Flink, check_flags, engine_for
 from beam_pipelines.sinks.committing import abandon, prepare
+from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.sinks.plan import outputs_of
+from beam_pipelines.sinks.resolutions import write_no_resolutions
 from beam_pipelines.sinks.results import RunResults, find_run
 from beam_pipelines.sinks.run import RunInfo, new_run_id
+from beam_pipelines.sources.lookups import FileLookup, lookups_of, versions_of
 from beam_pipelines.spec.load import LoadedSpec
+from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.transforms.deduplicate import cleanup
+from beam_pipelines.transforms.guard import Guard
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a batch run was asked for. `flags` are Beam's own options; `watch` is entered around the job (progress)."""
+    """How a batch run was asked for. `flags` are Beam's own options; `watch` is entered around the job (progress).
+    `range`: which event times it computes anew, None: all; `input`: from the batch sources or the archive of the stream. `flink`: the cluster of
+    runner flink; `say` gets sentences for people."""
 
     runner: str = "direct"
     run_id: str | None = None
@@ -41,6 +53,10 @@ class Call:
     apply_lateness: bool = False
     args: Mapping[str, Any] = field(default_factory=dict)
     watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    range: Range | None = None
+    input: Literal["batch", "archive"] = "batch"
+    flink: Flink = NOT_SAID
+    say: Callable[[str], None] = lambda sentence: None
 
 
 def run_batch(loaded: LoadedSpec, call: Call = Call()) -> RunResults:
@@ -51,12 +67,16 @@ def run_batch(loaded: LoadedSpec, call: Call = Call()) -> RunResults:
     """
     check_flags(call.flags)
     engine = engine_for(call.runner)
-    run = _run_info(loaded, call, engine)
+    lookups = lookups_of(loaded.spec)
+    run = _run_info(loaded, call, engine, lookups)
     outputs = outputs_of(loaded.spec, run)
     with importable(loaded.directory), temporary(call.flags, run) as temp_location:
         prepare(outputs, run)
         try:
-            _execute(loaded, run, call, engine, temp_location)
+            write_no_resolutions(run.state)
+            args, guard = tuple(call.args.items()), _guard(loaded.spec, run, call)
+            job = Job(loaded.spec, run, temp_location, call.apply_lateness, args, lookups=lookups, guard=guard)
+            _execute(job, call, engine)
         except BaseException as error:  # also Ctrl-C: whoever interrupts must find the outputs as they were
             abandon(outputs, run)
             if isinstance(error, KeyboardInterrupt):
@@ -77,19 +97,44 @@ def _state_of_outputs(run: RunInfo) -> str:
     return f"run {run.run_id} had been committed; its outputs are complete." if committed else "the outputs are as they were."
 
 
-def _run_info(loaded: LoadedSpec, call: Call, engine: Engine) -> RunInfo:
+def _run_info(loaded: LoadedSpec, call: Call, engine: Engine, lookups: Mapping[str, FileLookup]) -> RunInfo:
     spec = loaded.spec
     return RunInfo(
         call.run_id or new_run_id(), spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint,
-        engine=engine.name, spec=loaded.path,
+        engine=engine.name, spec=loaded.path, range=call.range, input=call.input, lookups=versions_of(spec, lookups),
     )  # fmt: skip
 
 
-def _execute(loaded: LoadedSpec, run: RunInfo, call: Call, engine: Engine, temp_location: str) -> None:
+def _guard(spec: PipelineSpec, run: RunInfo, call: Call) -> Guard | None:
+    """Against records of the archive that the stream has found to crash."""
+    if run.input != "archive":
+        return None
+    guard = known_to_crash(stream_folder(run.state), records=partial(records_at, spec, run.state, since=needed_since(spec, run)))
+    found = sum(len(positions) for _, positions in guard.poison) if guard is not None else 0
+    if found:
+        call.say(
+            f"dead letters (CRASH): {found:,} record{'s' * (found != 1)} of the archive, of which the stream has found that they crash the process"
+        )
+    return guard
+
+
+def _execute(job: Job, call: Call, engine: Engine) -> None:
+    run = job.run
     metrics.reset()
-    options = Options([*call.flags, f"--temp_location={temp_location}"], runner=engine.name)
-    pipeline = beam.Pipeline(runner=engine.name, options=options)
-    job = Job(loaded.spec, run, temp_location, call.apply_lateness, tuple(call.args.items()))
+    flags = [*call.flags, f"--temp_location={job.temp_location}"]
+    if engine.on_flink:
+        from beam_pipelines.runners.flink.job import flink_job  # what it needs of a cluster is not on the way of a local run
+
+        graph = partial(build, job=job)
+        with (
+            flink_job(
+                graph, call.flink, name=run.run_id, flags=flags, streaming=False, path=[os.path.dirname(run.spec)], say=call.say
+            ) as running,
+            call.watch(),
+        ):
+            running.wait()
+        return
+    pipeline = beam.Pipeline(runner=engine.name, options=Options(flags, runner=engine.name))
     build(pipeline, job)
     with call.watch():
         try:

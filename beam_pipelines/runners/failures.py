@@ -19,11 +19,16 @@ def own_error(error: BaseException, *, hint: str = _HINT) -> BaseException:
     text = "\n".join(str(cause) for cause in chain)
     if "KeyboardInterrupt" in text or "Query interrupted" in text:  # Beam turns what a DoFn raises into RuntimeError; so does DuckDB
         return KeyboardInterrupt()
-    ours = list(_OURS.finditer(text))  # from a worker process an exception comes as the text of its traceback
-    if ours:
-        kind = {k.__name__: k for k in (SpecError, SourceError, SinkError, TransientError, RunError)}.get(ours[-1][1], RunError)
-        return kind(ours[-1][2].strip())
-    return RunError(f"the job failed: {_last_line(error)}", hint=hint)
+    return error_in(text) or RunError(f"the job failed: {_last_line(error)}", hint=hint)
+
+
+def error_in(text: str) -> BeamPipelinesError | None:
+    """The error of ours in the text of a traceback, as which an exception comes from a worker process; None where there is none."""
+    ours = list(_OURS.finditer(text))
+    if not ours:
+        return None
+    kind = {k.__name__: k for k in (SpecError, SourceError, SinkError, TransientError, RunError)}.get(ours[-1][1], RunError)
+    return kind(ours[-1][2].strip())
 
 
 _OURS = re.compile(r"beam_pipelines\.errors\.(\w+): ((?:.(?!\[while running))*)")

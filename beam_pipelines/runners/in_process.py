@@ -21,7 +21,7 @@ ENGINE = "FnApiRunner"
 
 
 class InProcessJob:
-    """A job on FnApiRunner; to be watched as `prism.PrismJob` is."""
+    """A job on FnApiRunner; to be watched as `PortableJob` is."""
 
     def __init__(self, pipeline: beam.Pipeline) -> None:
         self._ended = threading.Event()

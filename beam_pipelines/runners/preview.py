@@ -30,7 +30,7 @@ from beam_pipelines.sources.files import broken_letters
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import BatchSource, FileSource
+from beam_pipelines.spec.sources import BatchSource, BigQuerySource, FileSource
 from beam_pipelines.transforms.prepare import row_stages
 
 _BLOCK_BYTES = 2**20  # the first rows do not need a whole block of a run
@@ -89,7 +89,11 @@ def preview(loaded: LoadedSpec, *, rows: int = 1000, show: int = 5) -> list[Stag
 def _source_views(spec: PipelineSpec, number: int, source: BatchSource, most: int, show: int) -> Iterator[tuple[StageView, pa.RecordBatch]]:
     batch, letters = _first_rows(spec, source, most)
     several = len(spec.sources.batch) > 1
-    name = f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in source.patterns)}" if several else "read"
+    name = (
+        f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in ((source.name,) if isinstance(source, BigQuerySource) else source.patterns))}"
+        if several
+        else "read"
+    )
     refused = _refused(letters, spec)
     shown = _shown(batch, spec, show)
     yield StageView(name, batch.num_rows + letters.num_rows, batch.num_rows, shown, refused=refused), batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import socket
@@ -19,6 +18,7 @@ from apache_beam.runners.portability.prism_runner import PrismJobServer
 from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
 
 from beam_pipelines.errors import RunError, SpecError
+from beam_pipelines.runners.kept import alone, kept_folder
 
 VARIABLE = "BEAM_PIPELINES_PRISM"
 PACKAGE = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{BEAM_VERSION}"
@@ -52,8 +52,7 @@ def find_prism(location: str | None = None, *, environ: Mapping[str, str] = os.e
 
 def kept_prism(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the program that fits the installed Beam is kept, there or not; `XDG_CACHE_HOME` is honoured."""
-    cache = environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".cache")
-    return Path(cache) / "beam_pipelines" / "prism" / str(BEAM_VERSION) / "prism"
+    return kept_folder(environ) / "prism" / str(BEAM_VERSION) / "prism"
 
 
 def _named(named: str, origin: str, say: Say) -> Path:
@@ -143,20 +142,8 @@ def _impatient() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process is inside for this folder. The kernel gives the lock back when a process dies."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115  (closed below, and with it the lock)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: no place to keep the Prism program: {error.strerror}.",
-            hint=f"Set XDG_CACHE_HOME to a folder that can be written, or name a program by {VARIABLE}.",
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return alone(folder, what="the Prism program", instead=f"name a program by {VARIABLE}")
 
 
 def _to_stderr(text: str) -> None:

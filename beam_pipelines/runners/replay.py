@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from beam_pipelines.arrow.engine import literal, quote
 from beam_pipelines.errors import SinkError, SourceError, SpecError, nearest
+from beam_pipelines.places.sql import reading, said
 from beam_pipelines.pubsub_service import Topic, code, patiently, where
 from beam_pipelines.sinks.publishing import Publisher
 from beam_pipelines.sinks.text import json_objects
@@ -176,12 +177,12 @@ def rows_without_arrival(plan: Plan) -> int:
 
 @contextlib.contextmanager
 def _reading(plan: Plan) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(":memory:") as connection:
+    with reading(duckdb.connect(":memory:"), *plan.files) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         try:
             yield connection
         except duckdb.Error as error:
-            raise SourceError(f"replay {', '.join(plan.files)}: cannot be read: {str(error).splitlines()[0]}") from error
+            raise SourceError(f"replay {', '.join(plan.files)}: cannot be read: {said(error)}") from error
 
 
 class _Selected(NamedTuple):

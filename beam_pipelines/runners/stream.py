@@ -1,6 +1,6 @@
-"""Streams on this machine: start, watch, drain, account.
+"""Streams: start, watch, drain, account.
 
-    epoch ─▶ how far had we come ─▶ Prism ─▶ job ─▶ … ─▶ drain: hand out, store, acknowledge, panes of open windows ─▶ ledger, record
+    epoch ─▶ how far had we come ─▶ Prism, Flink ─▶ job ─▶ … ─▶ drain: hand out, store, acknowledge, panes of open windows ─▶ ledger, record
 
 The state of a job on Prism is in memory. What makes it safe to kill at any moment is outside: messages are acknowledged only once they are in
 the archive, and a start takes from there what its open windows still need.
@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,34 +24,42 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
 
 from beam_pipelines import arrival_clock, back_pressure, draining, durable, metrics
-from beam_pipelines.arrow.schema import of_source
 from beam_pipelines.arrow.windows import WindowSpec
-from beam_pipelines.edges import Job, Resume, archive_of, raw_key
+from beam_pipelines.edges import Job, Resume, archive_of
 from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError
 from beam_pipelines.formats import archive_compaction
-from beam_pipelines.formats.archive import raw_batch, read_since, source_folder
+from beam_pipelines.formats.archive import source_folder
 from beam_pipelines.pipeline import build
 from beam_pipelines.runners import in_process
-from beam_pipelines.runners.crashes import Positions, look_back, of_positions
+from beam_pipelines.runners.archived_records import records_at
+from beam_pipelines.runners.crashes import look_back
 from beam_pipelines.runners.direct import importable, temporary
+from beam_pipelines.runners.elsewhere import Elsewhere, control_folder, forget_earlier
+from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, flink_job, target
 from beam_pipelines.runners.in_process import InProcessJob, in_process_job
-from beam_pipelines.runners.prism import PrismJob, prism_job
+from beam_pipelines.runners.options import FLINK, LOOPBACK, Flink
+from beam_pipelines.runners.portable_job import PortableJob
+from beam_pipelines.runners.prism import prism_job
 from beam_pipelines.runners.prism_binary import find_prism
 from beam_pipelines.sinks import speed_compaction
-from beam_pipelines.sinks.epochs import stream_folder, take_epoch
+from beam_pipelines.sinks.bigquery_append import close_appenders
+from beam_pipelines.sinks.epochs import Fence, all_starts, stream_folder, take_epoch
 from beam_pipelines.sinks.judge import JudgeRun
 from beam_pipelines.sinks.labels import labels_of
 from beam_pipelines.sinks.ledger import Ledger
 from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs, write_outputs
-from beam_pipelines.sinks.plan import letter_writes_of, writes_of
+from beam_pipelines.sinks.plan import appends_of, letter_appends_of, letter_writes_of, writes_of
 from beam_pipelines.sinks.reached import Reached, begin, write_progress
+from beam_pipelines.sinks.resolutions import write_no_resolutions
 from beam_pipelines.sinks.results import RunResults, metadata, write_run
 from beam_pipelines.sinks.run import RunInfo, new_run_id, utc_now
+from beam_pipelines.sinks.speed import write_no_doors
 from beam_pipelines.sinks.stream_ledger import stored_outputs, stream_ledger
 from beam_pipelines.sources import pubsub
-from beam_pipelines.sources.lookups import lookups_of
+from beam_pipelines.sources.lookups import FileLookup, lookups_of, versions_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.placing import placing
 from beam_pipelines.spec.secrets import expect_secrets
 from beam_pipelines.transforms import keyed_state
 from beam_pipelines.transforms.prepare import row_program
@@ -60,12 +68,16 @@ from beam_pipelines.transforms.stage import WARNED
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _COMPACT_EVERY_S = 10.0
+_LASTING_S, _LONGEST_WAIT_S = 300.0, 60.0
 _ALWAYS = -(2**62)
+_PRISM = "PrismRunner"
+
+Running = PortableJob | InProcessJob | FlinkJob
 
 
 @dataclass(frozen=True)
 class StreamCall:
-    """How a stream was asked for. It ends by itself after `until_idle_s` without messages or `max_duration_s` in all; `watch` is called
+    """How a stream was asked for, on Prism or on the `flink` cluster. It ends by itself after `until_idle_s` without messages or `max_duration_s` in all; `watch` is called
     every half second; `say` gets sentences for people; `make` gives another source in place of Pub/Sub (see `edges.Resume`)."""
 
     run_id: str | None = None
@@ -77,83 +89,154 @@ class StreamCall:
     watch: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda sentence: None
     make: Callable[..., beam.PTransform] | None = None
+    flink: Flink | None = None
 
 
 def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResults:
     """Runs the spec over its subscriptions until it is drained; gives the run's record.
 
     SIGTERM and Ctrl-C drain: what was pulled is stored and acknowledged, windows still open show panes marked `drained`. A second one ends the
-    job where it stands, which loses nothing either. Raises SpecError where the call is wrong, SourceError where a subscription refuses, SinkError
-    where a place does, or a later start has taken the stream over, RunError where the job breaks.
+    job where it stands, which loses nothing either. Where a cluster loses the job, the next start follows by itself.
+
+    Raises SpecError where the call is wrong, SourceError where a subscription refuses, SinkError where a place does, or a later start has taken the stream over,
+    RunError where the job breaks.
     """
     spec = loaded.spec
     with importable(loaded.directory):  # all that can refuse comes before the epoch: a wrong call must not end a stream that runs
-        _check(spec)
-    on_prism = _has_prism(call)
+        lookups = _check(spec)
+    engine = _engine(call)
     if call.make is None:
         for source in spec.sources.stream:
             pubsub.check_subscription(source)
     draining.reset()
+    begun, losses = time.monotonic(), 0
+    with importable(loaded.directory), _draining_signals(call.say):
+        while True:
+            run = _run_info(loaded, call, engine, lookups, losses)
+            began = time.monotonic()
+            try:
+                return _start(loaded, call, run, lookups, begun)
+            except RunError as lost:
+                Fence(run.state, run.epoch)()  # a later start has ended it, and must not be ended in its turn
+                if not isinstance(lost, JobLostError) or draining.requested():
+                    raise
+                losses = losses + 1 if time.monotonic() - began < _LASTING_S else 1
+                wait_s = min(2.0 ** (losses - 1), _LONGEST_WAIT_S)
+                call.say(f"{lost.message} The next start follows in {wait_s:.0f} s.")
+                draining.wait(wait_s)
+                _wait_for_cluster(call, lost)
+
+
+def _wait_for_cluster(call: StreamCall, lost: JobLostError) -> None:
+    """Waits until there is somebody to run the next start. Raises `lost` where the stream is to end meanwhile."""
+    assert call.flink is not None
+    said = False
+    while True:
+        try:
+            target(call.flink)
+            return
+        except RunError as error:
+            if not said:
+                call.say(f"{error.message} Waiting.")
+            said = True
+        if draining.wait(1.0):
+            raise lost
+
+
+def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[str, FileLookup], begun: float) -> RunResults:
+    """One start of the stream, from where the ones before have come; gives its record."""
+    spec, on_flink = loaded.spec, run.engine == FLINK
+    draining.forget_ends()
     arrival_clock.reset()
     durable.reset()
-    back_pressure.limit(back_pressure.MOST_BYTES)
+    back_pressure.limit(None if on_flink else back_pressure.MOST_BYTES)  # Flink has its own
     metrics.reset()
     keyed_state.forget()
-    run = _run_info(loaded, call)
     outputs = outputs_of(spec, run)
+    write_no_doors(run.state)
+    write_no_resolutions(run.state)
     write_outputs(run.state, outputs)
     before = begin(run.state, run.epoch)
     call.say(_beginning(run, before))
     over_many = [check.name for check in spec.checks if not check.per_row]
     if over_many:
         call.say(f"checks over many rows are judged by batch runs, not here: {', '.join(over_many)}")
-    with importable(loaded.directory), temporary(call.flags, run) as temp_location, _draining_signals(call.say):
-        guard = look_back(stream_folder(run.state), run.epoch, records=partial(_records, spec, run.state), say=call.say)
-        resume = Resume(before, run.epoch == 1, guard, call.make)
-        job = Job(spec, run, temp_location, args=tuple(call.args.items()), resume=resume)
+    with temporary(call.flags, run) as temp_location:
+        guard = look_back(stream_folder(run.state), run.epoch, records=partial(records_at, spec, run.state), say=call.say)
+        elsewhere = _elsewhere(call, run, len(spec.sources.stream))
+        resume = Resume(
+            before, run.epoch == 1, guard, call.make, unbroken=on_flink, control=None if elsewhere is None else elsewhere.folder
+        )
+        job = Job(spec, run, temp_location, args=tuple(call.args.items()), resume=resume, lookups=lookups)
         with (
             _compacting(spec, run, outputs.archive),
             _pulling(),
-            _running(lambda pipeline: build(pipeline, job), call, on_prism=on_prism) as running,
+            _running(partial(build, job=job), call, run) as running,
         ):
-            _supervise(running, call)
+            _supervise(running, call, begun, elsewhere)
             out_s = max((status.out_s for status in pubsub.status()), default=0.0)
-    if isinstance(running, InProcessJob):
-        run = replace(run, engine=in_process.ENGINE)
     ended = draining.ended_at()
     if ended is not None:
         write_progress(run.state, run.epoch, _at_the_end(before, ended, out_s=out_s))
     return _record(loaded, run, call, outputs, drained=ended is not None)
 
 
-def _has_prism(call: StreamCall) -> bool:
-    """Whether there is a Prism; where it cannot be had, a job that ends by itself runs on FnApiRunner, which is said."""
+def _engine(call: StreamCall) -> str:
+    """The Beam runner that will run it. Where Prism cannot be had, a job that ends by itself runs on FnApiRunner, which is said."""
+    if call.flink is not None:
+        target(call.flink)
+        return FLINK
     try:
         find_prism(PipelineOptions(list(call.flags)).view_as(PrismRunnerOptions).prism_location, say=call.say)
     except RunError as error:
         if call.until_idle_s is None and call.max_duration_s is None:
             raise
         call.say(f"{error.message}; running on Beam's FnApiRunner instead: everything that waits for time is shown when the stream ends")
-        return False
-    return True
+        return in_process.ENGINE
+    return _PRISM
 
 
-def _running(
-    build_graph: Callable[[beam.Pipeline], object], call: StreamCall, *, on_prism: bool
-) -> contextlib.AbstractContextManager[PrismJob | InProcessJob]:
-    if on_prism:
-        return prism_job(build_graph, flags=call.flags, keep_logs=call.keep_logs, say=call.say)
-    return in_process_job(build_graph, flags=call.flags)
+def _running(graph: Callable[[beam.Pipeline], object], call: StreamCall, run: RunInfo) -> contextlib.AbstractContextManager[Running]:
+    if call.flink is not None:
+        return flink_job(
+            graph,
+            call.flink,
+            name=run.run_id,
+            flags=call.flags,
+            streaming=True,
+            instead_of=lambda: {start.run_id for start in all_starts(run.state).values()},
+            keep_logs=call.keep_logs,
+            say=call.say,
+        )
+    if run.engine == _PRISM:
+        return prism_job(graph, flags=call.flags, keep_logs=call.keep_logs, say=call.say)
+    return in_process_job(graph, flags=call.flags)
 
 
 def outputs_of(spec: PipelineSpec, run: RunInfo) -> StreamOutputs:
     """Every place the stream writes to."""
     provenance = {label: (sink.provenance or spec.provenance) == "on" for label, sink in zip(labels_of(spec), spec.sinks, strict=True)}
+    tables = {name: append.table for name, append in appends_of(spec, run).items()}
+    tables |= {name: append.table for name, append in letter_appends_of(spec, run).items()}
     found = []
     for output in [*(w.output for w in writes_of(spec, run)), *(w.output for w in letter_writes_of(spec, run))]:
         aggregate = spec.aggregates.get(output.of)
         groups, spans = ((), (0, 0)) if aggregate is None else (aggregate.group_by, _spans(aggregate.windowing))
-        found.append(SpeedOutput(output.name, output.of, output.speed, groups, provenance.get(output.name, True), *spans))
+        time = (spec.contract.event_time,) if output.of == "rows" and spec.contract.event_time else ()
+        placed = tuple(dict.fromkeys((*time, *output.partitions))) if output.of != "dead_letters" else ()
+        found.append(
+            SpeedOutput(
+                output.name,
+                output.of,
+                output.speed,
+                groups,
+                provenance.get(output.name, True),
+                *spans,
+                placed,
+                (placing(spec),) if time else (),
+                tables.get(output.name, ""),
+            )
+        )
     archives = tuple(source_folder(archive_of(source, run.state), source.pubsub) for source in spec.sources.stream)
     return StreamOutputs(tuple(found), archives)
 
@@ -166,18 +249,8 @@ def _spans(windowing: WindowSpec | None) -> tuple[int, int]:
     return windowing.watermark_delay + looked_at + 2_000, max(windowing.allowed_lateness, windowing.watermark_delay) + (windowing.gap or 0)
 
 
-def _records(spec: PipelineSpec, state: str, name: str, positions: Positions) -> Iterator[tuple[pa.RecordBatch, Any]]:
-    """Raw batches of the messages of subscription `name` at `positions`, each with the program that works on it."""
-    lookups = lookups_of(spec)
-    for number, source in enumerate(spec.sources.stream):
-        if source.pubsub == name:
-            folder = source_folder(archive_of(source, state), name)
-            program = row_program(spec, source, lookups)
-            for batch in of_positions(read_since(folder, _ALWAYS, key=raw_key(spec)), positions):
-                yield of_source(raw_batch(batch, keep_attributes=source.format.type == "avro"), number), program
-
-
-def _check(spec: PipelineSpec) -> None:
+def _check(spec: PipelineSpec) -> dict[str, FileLookup]:
+    """The lookups, read once."""
     if spec.contract.sensitive and spec.dead_letters.raw_key is None:
         raise SpecError(
             "run --mode stream: the contract has sensitive columns, and a stream keeps raw messages in its archive before it acknowledges them.",
@@ -186,19 +259,23 @@ def _check(spec: PipelineSpec) -> None:
     expect_secrets(
         {"hmac_key": spec.hmac_reference, "dead_letters.raw_key": spec.dead_letters.raw_key if spec.contract.sensitive else None}
     )
-    lookups = lookups_of(spec)
+    lookups = lookups_of(spec, endless=True)
     for lookup in lookups.values():
         lookup()
     for source in spec.sources.stream:
         row_program(spec, source, lookups)
+    return lookups
 
 
-def _run_info(loaded: LoadedSpec, call: StreamCall) -> RunInfo:
+def _run_info(loaded: LoadedSpec, call: StreamCall, engine: str, lookups: Mapping[str, FileLookup], losses: int) -> RunInfo:
     spec, run_id = loaded.spec, call.run_id or new_run_id()
-    epoch = take_epoch(loaded.state, run_id)
+    if call.run_id and losses:
+        run_id = f"{run_id}.{new_run_id()}"  # sorts after it
+    versions = versions_of(spec, lookups)
+    epoch = take_epoch(loaded.state, run_id, dict(versions))
     return RunInfo(
         run_id, spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint, mode="stream",
-        engine="PrismRunner", spec=loaded.path, epoch=epoch,
+        engine=engine, spec=loaded.path, epoch=epoch, lookups=versions,
     )  # fmt: skip
 
 
@@ -218,6 +295,7 @@ def _pulling() -> Iterator[None]:
         yield
     finally:
         pubsub.close()
+        close_appenders()
 
 
 def _at_the_end(before: Reached, ended_micros: int, *, out_s: float) -> Reached:
@@ -249,10 +327,19 @@ def _draining_signals(say: Callable[[str], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _supervise(running: PrismJob | InProcessJob, call: StreamCall) -> None:
+def _elsewhere(call: StreamCall, run: RunInfo, sources: int) -> Elsewhere | None:
+    """What is heard of sources in other processes; None where they are threads of this one."""
+    if call.flink is None or target(call.flink).workers == LOOPBACK:
+        return None
+    forget_earlier(run.state, run.epoch)
+    return Elsewhere(control_folder(run.state, run.epoch), sources)
+
+
+def _supervise(running: Running, call: StreamCall, begun: float, elsewhere: Elsewhere | None) -> None:
     """Waits for the end of the job, shows it, and ends it when it was asked to."""
-    begun = time.monotonic()
     while not running.wait(_LOOK_EVERY_S):
+        if elsewhere is not None:
+            elsewhere()
         call.watch()
         if not draining.requested() and _over(call, time.monotonic() - begun):
             draining.request()

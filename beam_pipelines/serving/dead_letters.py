@@ -1,16 +1,23 @@
-"""Dead letters, grouped: how many for which reason, and samples with the record as it was read."""
+"""Dead letters that are open, grouped: how many for which reason, with samples of the records as they were read; and what became of the others."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import duckdb
+import pyarrow as pa
 
 from beam_pipelines.arrow.engine import literal
+from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import SpecError, nearest
-from beam_pipelines.serving.tables import ask
+from beam_pipelines.serving.tables import ask, open_tables
+from beam_pipelines.sinks.resolutions import NO_LETTERS, history_sql, open_sql
 
 TABLE = "dead_letters"
+OPEN, HISTORY = "open_dead_letters", "dead_letter_history"
+"""Tables of `open_letters`: the letters that nothing has become of yet, and those that are resolved (`resolutions.RESOLVED`)."""
 _SEALED = "+sealed"
 _RAW_BYTES = 400
 
@@ -46,17 +53,82 @@ class Inspection:
     groups: tuple[Group, ...]
 
 
-def inspect_letters(
-    connection: duckdb.DuckDBPyConnection, *, where: str | None = None, reason: str | None = None, samples: int = 2
-) -> Inspection:
-    """The dead letters in `connection` (see `open_tables`) that fit the SQL condition `where` and the reason code, grouped.
+@dataclass(frozen=True)
+class Past:
+    """Letters that are resolved alike: `rows` records, `how` (replayed, discarded, read again), by which run or whom, and why; when, the last of them."""
 
-    Raises SpecError where nothing was committed yet, for a wrong condition, and for a reason that does not occur.
+    stage: str
+    reason: str
+    how: str
+    rows: int
+    run: str
+    who: str
+    why: str
+    at: datetime | None
+
+
+def open_letters(state: str, places: Mapping[str, str] | None = None) -> duckdb.DuckDBPyConnection:
+    """`open_tables` with two tables more: `open_dead_letters`, and `dead_letter_history`. Raises SpecError where no letters were ever written."""
+    connection = open_tables(state, places)
+    columns = ask(connection, f"DESCRIBE SELECT * FROM {TABLE}", expected=[TABLE]).to_pylist()
+    kinds = {column["column_name"]: column["column_type"] for column in columns}
+    letters = f"SELECT * FROM {TABLE}" if set(DEAD_LETTERS.names) <= kinds.keys() else NO_LETTERS
+    nested = "failures" not in kinds or kinds["failures"].startswith("STRUCT")
+    connection.execute(f"CREATE VIEW {OPEN} AS {open_sql(state, letters, nested=nested)}")
+    if HISTORY not in (row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()):
+        connection.execute(f"CREATE VIEW {HISTORY} AS {history_sql(state)}")
+    return connection
+
+
+def select_letters(
+    connection: duckdb.DuckDBPyConnection, *, where: str | None = None, reason: str | None = None, limit: int | None = None
+) -> pa.Table:
+    """The open letters (DEAD_LETTERS) that fit the SQL condition and the reason code, by source and position, at most `limit` records.
+
+    `connection` is that of `open_letters`. Raises SpecError for a wrong condition, and for a reason that no open letter has.
     """
     if reason is not None:
-        _check_reason(connection, reason)
-    letters = _selected(where, reason)
-    total = int(ask(connection, f"SELECT count(DISTINCT (source, position)) AS n FROM {letters}", expected=[TABLE])["n"][0].as_py())
+        _check_reason(connection, reason, OPEN)
+    most = "" if limit is None else f" QUALIFY dense_rank() OVER (ORDER BY source, position) <= {limit:d}"
+    names = ", ".join(DEAD_LETTERS.names)
+    return _asked(
+        connection, f"SELECT {names} FROM {_selected(where, reason, OPEN)}{most} ORDER BY source, position, stage, reason", where
+    ).cast(DEAD_LETTERS)
+
+
+def past_letters(connection: duckdb.DuckDBPyConnection, *, where: str | None = None, reason: str | None = None) -> tuple[Past, ...]:
+    """What became of letters that fit and are resolved, the newest first. Raises SpecError for a wrong condition."""
+    sql = (
+        'SELECT stage, reason, how, count(DISTINCT (source, position)) AS "rows", max(resolved_at) AS "at", '
+        "coalesce(resolved_by, '') AS run, coalesce(who, '') AS who, coalesce(why, '') AS why "
+        f"FROM {_selected(where, reason, HISTORY)} GROUP BY ALL ORDER BY max(resolved_at) DESC, stage, reason, how"
+    )
+    return tuple(Past(**row) for row in _asked(connection, sql, where).to_pylist())
+
+
+def _asked(connection: duckdb.DuckDBPyConnection, sql: str, where: str | None) -> pa.Table:
+    """As `ask`; what is wrong is wrong with the condition, where there is one."""
+    try:
+        return ask(connection, sql)
+    except SpecError as error:
+        if where is None:
+            raise
+        hint = error.hint or f"Its columns are those of a dead letter: {', '.join(DEAD_LETTERS.names)}."
+        raise SpecError(f"--where: {error.message.removeprefix('query: ')}", hint=hint) from None
+
+
+def inspect_letters(
+    connection: duckdb.DuckDBPyConnection, *, where: str | None = None, reason: str | None = None, samples: int = 2, table: str = TABLE,
+    known: Sequence[str] = (),
+) -> Inspection:  # fmt: skip
+    """The dead letters of `table` in `connection` (see `open_letters`) that fit the SQL condition `where` and the reason code, grouped.
+
+    Raises SpecError for a wrong condition, and for a reason that does not occur and is not among the `known`.
+    """
+    if reason is not None and reason.upper() not in known:
+        _check_reason(connection, reason, table)
+    letters = _selected(where, reason, table)
+    total = int(_asked(connection, f"SELECT count(DISTINCT (source, position)) AS n FROM {letters}", where)["n"][0].as_py())
     found = ask(
         connection,
         f"SELECT stage, reason, count(DISTINCT (source, position)) AS n FROM {letters} GROUP BY ALL ORDER BY n DESC, stage, reason",
@@ -70,17 +142,17 @@ def inspect_letters(
     return Inspection(total, tuple(groups))
 
 
-def _selected(where: str | None, reason: str | None) -> str:
+def _selected(where: str | None, reason: str | None, table: str) -> str:
     conditions = [f"({where}\n)"] if where else []  # the line break ends a comment in it
     conditions += [f"reason = {literal(reason.upper())}"] if reason else []
-    return f"(SELECT * FROM {TABLE} WHERE {' AND '.join(conditions) or 'TRUE'})"
+    return f"(SELECT * FROM {table} WHERE {' AND '.join(conditions) or 'TRUE'})"
 
 
-def _check_reason(connection: duckdb.DuckDBPyConnection, reason: str) -> None:
-    known = [str(r) for r in ask(connection, f"SELECT DISTINCT reason FROM {TABLE}", expected=[TABLE])["reason"].to_pylist()]
+def _check_reason(connection: duckdb.DuckDBPyConnection, reason: str, table: str) -> None:
+    known = [str(r) for r in ask(connection, f"SELECT DISTINCT reason FROM {table}", expected=[table])["reason"].to_pylist()]
     if reason.upper() not in known:
-        hint = nearest(reason.upper(), known) if known else "There are no dead letters."
-        raise SpecError(f"dlq: no dead letter has the reason {reason!r};", hint=hint)
+        hint = nearest(reason.upper(), known) if known else "There are no open ones."
+        raise SpecError(f"dlq: no open dead letter has the reason {reason!r};", hint=hint)
 
 
 def _checks(connection: duckdb.DuckDBPyConnection, letters: str) -> dict[tuple[str, str], dict[str, int]]:

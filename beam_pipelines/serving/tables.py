@@ -1,8 +1,11 @@
-"""Every output of a pipeline as a table of its name in DuckDB, exactly as committed, and `runs`.
+"""Every output of a pipeline as a table of its name in DuckDB, and what is known of its runs.
 
-rows, each aggregate, dead_letters     the live files of the newest commit, whatever else lies in the folders
-rows_speed, …                          what a stream has stored so far; also without the ending where no batch has committed anything
+rows, each aggregate, dead_letters     batch and speed layer as one, see `views`
+rows_batch, …                          the live files of the newest commit, whatever else lies in the folders
+rows_speed, …                          what a stream has stored so far
 runs                                   one row per run that ended
+ranges                                 for which times the batch is the authority, by output
+stale                                  what arrived too late for the batch, by output, range and partition; see `stale`
 """
 
 from __future__ import annotations
@@ -17,40 +20,58 @@ import duckdb
 import pyarrow as pa
 
 from beam_pipelines.arrow.engine import quote
+from beam_pipelines.arrow.schema import UTC_MICROS
 from beam_pipelines.errors import RunError, SpecError, nearest
-from beam_pipelines.sinks.manifest import snapshots
-from beam_pipelines.sinks.outputs import read_outputs
+from beam_pipelines.places.sql import gone, reading, said
+from beam_pipelines.serving.stale import stale_view
+from beam_pipelines.serving.views import BATCH, SPEED, views
+from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.results import RunResults, list_runs
-from beam_pipelines.sinks.speed_views import speed_sql
-from beam_pipelines.sinks.views import select_sql
+from beam_pipelines.spec.models import PipelineSpec
 
-RUNS, SPEED = "runs", "_speed"
+RUNS, RANGES, STALE = "runs", "ranges", "stale"
 _TRIES = 5
 _RUN_COLUMNS = pa.schema(
     [("run_id", pa.string()), ("status", pa.string()), ("mode", pa.string()), ("engine", pa.string()), ("started_at", pa.timestamp("us", "UTC")),
      ("elapsed_s", pa.float64()), ("read", pa.int64()), ("dead", pa.int64()), ("duplicate", pa.int64()), ("filtered", pa.int64()),
-     ("written", pa.int64()), ("contract", pa.string()), ("pipeline_version", pa.string()), ("failures", pa.list_(pa.string()))]
+     ("written", pa.int64()), ("outside", pa.int64()), ("range_start", UTC_MICROS), ("range_end", UTC_MICROS), ("input", pa.string()), ("contract", pa.string()), ("pipeline_version", pa.string()), ("failures", pa.list_(pa.string()))]
+)  # fmt: skip
+
+_RANGE_COLUMNS = pa.schema(
+    [("output", pa.string()), ("column", pa.string()), ("start", UTC_MICROS), ("end", UTC_MICROS), ("run_id", pa.string()),
+     ("as_of", UTC_MICROS), ("input", pa.string())]
 )  # fmt: skip
 
 
-def open_tables(state: str, places: Mapping[str, str] | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with a view for every committed output and for `runs`.
+def open_tables(state: str, places: Mapping[str, str] | None = None, spec: PipelineSpec | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with a view for every committed output and for `runs`, `ranges` and `stale`.
 
     `places` says by name at which path an output is looked for (`places_of` a spec); the others are where the newest run wrote them.
+    With the `spec`, `stale` tells of aggregates too.
     """
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
-    found = snapshots(state, places)
-    for name, snapshot in found.items():
-        connection.execute(f"CREATE VIEW {quote(name)} AS {select_sql(snapshot)}")
-    stream = read_outputs(state)
-    for output in stream.outputs if stream else ():
-        sql = speed_sql(state, output)
-        for name in (output.name + SPEED, *(() if output.name in found else (output.name,))):
-            _again(partial(connection.execute, f"CREATE VIEW {quote(name)} AS {sql}"))
-    if RUNS not in found:
-        connection.register(RUNS, runs_table(list_runs(state)))
+    found = views(state, places)
+    reading(connection, state, *found.values())
+    for name, sql in found.items():
+        _again(partial(connection.execute, f"CREATE VIEW {quote(name)} AS {sql}"))
+    for name, table in ((RUNS, runs_table(list_runs(state))), (RANGES, ranges_table(snapshots(state, places)))):
+        if name not in found:
+            connection.register(name, table)
+    if STALE not in found:
+        late = stale_view(state, places, spec).register(connection)
+        reading(connection, late)
+        _again(lambda: connection.execute(f"CREATE VIEW {STALE} AS {late}"))
     return connection
+
+
+def stale_table(state: str, places: Mapping[str, str] | None = None, spec: PipelineSpec | None = None) -> pa.Table:
+    """The table `stale`, in order of output and time, whatever the outputs are called."""
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        late = stale_view(state, places, spec).register(connection)
+        reading(connection, late)
+        return _again(lambda: connection.sql(f"FROM ({late}) ORDER BY output, start").to_arrow_table())
 
 
 def elsewhere(state: str, places: Mapping[str, str]) -> dict[str, str]:
@@ -68,25 +89,29 @@ def ask(
     """
     try:
         _check_reads(connection.extract_statements(sql))
+        reading(connection, sql)
         return _again(lambda: connection.sql(sql).to_arrow_table())
     except duckdb.CatalogException as error:
         raise _unknown_table(connection, error, expected, elsewhere or {}) from None
-    except (duckdb.IOException, duckdb.HTTPException) as error:
-        raise RunError(
-            f"query: {_first_line(error)}", hint="A file of the newest commit is gone or broken; a new run writes it again."
-        ) from error
     except duckdb.Error as error:
         raise SpecError(f"query: {_explained(error)}") from None
 
 
 def _again(read: Callable[[], Any]) -> Any:
-    """What `read` gives, again where a file vanished: a stream's compaction deletes what it merged a minute ago, and readers list files when they begin."""
-    for _ in range(_TRIES - 1):
+    """What `read` gives, again where a file vanished: a stream's compaction deletes what it merged a minute ago, and readers list files when they begin.
+
+    Raises RunError where it is gone for good.
+    """
+    for left in reversed(range(_TRIES)):
         try:
             return read()
-        except duckdb.IOException:
-            continue
-    return read()
+        except duckdb.Error as error:
+            if not gone(error):
+                raise
+            if not left:
+                hint = "A file of the newest commit is gone or broken; a new run writes it again."
+                raise RunError(f"query: {said(error)}", hint=hint) from error
+    raise AssertionError("unreachable")
 
 
 def _check_reads(statements: Sequence[Any]) -> None:
@@ -102,13 +127,26 @@ def runs_table(runs: list[RunResults]) -> pa.Table:
     return pa.Table.from_pylist([_row(run) for run in runs], schema=_RUN_COLUMNS)
 
 
+def ranges_table(outputs: Mapping[str, Snapshot]) -> pa.Table:
+    """One row per committed range of each output: [start, end) of `column`, by which run, and when that run listed its input."""
+    found = [
+        {"output": name, "column": snapshot.clock.column, "start": r.start, "end": r.end, "run_id": r.run_id, "as_of": r.as_of, "input": r.input}
+        for name, snapshot in outputs.items()
+        if snapshot.clock is not None
+        for r in snapshot.ranges
+    ]  # fmt: skip
+    return pa.Table.from_pylist(found, schema=_RANGE_COLUMNS)
+
+
 def _row(run: RunResults) -> dict[str, object]:
     about = run.metadata
     return {
         "run_id": about.run_id, "status": run.status, "mode": about.mode, "engine": about.engine, "started_at": datetime.fromisoformat(about.started_at),
         "elapsed_s": about.elapsed_s, "read": sum(line.read for line in run.ledger), "dead": sum(line.dead for line in run.ledger),
         "duplicate": sum(line.duplicate for line in run.ledger), "filtered": sum(line.filtered for line in run.ledger),
-        "written": sum(o.rows for o in run.outputs if o.name == "rows"), "contract": about.contract, "pipeline_version": about.pipeline_version,
+        "written": sum(o.rows for o in run.outputs if o.name == "rows"), "outside": sum(line.outside for line in run.ledger),
+        **{f"range_{end}": datetime.fromisoformat(at) for end, at in zip(("start", "end"), about.range or (), strict=False)},
+        "input": about.input if about.mode == "batch" else "pubsub", "contract": about.contract, "pipeline_version": about.pipeline_version,
         "failures": list(run.failures),
     }  # fmt: skip
 
@@ -132,11 +170,8 @@ def _unknown_table(
         return SpecError(
             f"query: nothing has been committed to '{name}' yet.", hint="Run the pipeline first; a run that fails commits nothing."
         )
-    return SpecError(f"query: there is no table '{name}';", hint=nearest(name, {*names, *expected}))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    plain = {n for n in names if not n.endswith((BATCH, SPEED)) and not n.startswith("_")}
+    return SpecError(f"query: there is no table '{name}';", hint=nearest(name, {*plain, *expected}))
 
 
 def _explained(error: Exception) -> str:
@@ -144,4 +179,4 @@ def _explained(error: Exception) -> str:
     lines = [line.rstrip() for line in str(error).strip().splitlines()]
     picture = next((i for i, line in enumerate(lines) if line.startswith("LINE ")), None)
     names = [line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))]
-    return "\n  ".join([" ".join([lines[0], *names]), *(lines[picture : picture + 2] if picture is not None else ())])
+    return "\n  ".join([" ".join([said(error), *names]), *(lines[picture : picture + 2] if picture is not None else ())])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
+from beam_pipelines.arrow.ranges import Range, minus, partition_range, union
 from beam_pipelines.errors import SinkError
 from beam_pipelines.places import exists, join, list_files, list_folders
-from beam_pipelines.sinks.manifest import Change, LiveFile, Merge, Snapshot
-from beam_pipelines.sinks.run import Output, RunInfo
+from beam_pipelines.sinks.manifest import Change, Committed, LiveFile, Merge, Snapshot
+from beam_pipelines.sinks.run import Clock, Output, RunInfo
+from beam_pipelines.sinks.superseded import letters_after
 
 INPROGRESS = ".inprogress"
 """Ending of staged files: DuckDB and Polars look into dot folders too, so the name itself must not match `*.parquet`."""
@@ -28,8 +32,9 @@ def change_of(
     letters: Collection[str] = (),
     schema: tuple[tuple[str, str], ...] = (),
     header: bytes = b"",
+    since: int | None = None,
 ) -> tuple[Snapshot, Change]:
-    """The output after the commit, and the moves and deletions that lead there.
+    """The output after the commit, and the moves and deletions that lead there. `since`: earlier arrivals the run has not read.
 
     Raises SinkError where a partition to be replaced holds files this program did not write.
     """
@@ -37,10 +42,10 @@ def change_of(
     before = old if old is not None and old.path == output.path else None
     if output.single:
         return _single(output, before, arrived, run=run, number=number, schema=schema, header=header)
-    said, dropped, superseded = _letters(output, before, run.run_id, sources, letters)
+    told = letters_after(output, before, run=run, number=number, sources=sources, letters=letters, since=since)
     names = {path: _below(partition, path.rpartition("/")[2].removesuffix(INPROGRESS)) for partition, path, _, _ in arrived}
     files = tuple(LiveFile(names[path], partition, rows, size, run.run_id) for partition, path, rows, size in arrived)
-    scope = _replaced(output, {a[0] for a in arrived}, dropped)
+    scope = _replaced(output, before, {a[0] for a in arrived}, told.dropped, run)
     kept = tuple(f for f in (before.files if before else ()) if scope is not None and f.partition not in scope)
     live = {f.path for f in (*kept, *files)}
     gone = {f.path for f in (before.files if before else ())} - live
@@ -55,8 +60,14 @@ def change_of(
         output.partitions,
         kept + files,
         schema or (before.schema if before else ()),
-        said,
-        superseded,
+        told.letters,
+        told.superseded,
+        output.clock,
+        _authority(output, before, {a[0] for a in arrived}, run, whole=scope is None),
+        told.said_in,
+        told.settled,
+        told.source_sets,
+        _layouts(before, kept + files, run.run_id, schema),
     )
     moves = tuple((path, join(output.path, name)) for path, name in names.items())
     return snapshot, Change(moves, None, tuple(join(output.path, p) for p in sorted(gone)))
@@ -88,19 +99,34 @@ def _by(partitions: Sequence[str]) -> str:
     return f"partitioned by {', '.join(partitions)}" if partitions else "without partitions"
 
 
-def _replaced(output: Output, written: set[str], dropped: set[str]) -> set[str] | None:
-    """The partitions whose files go; None: all of the output."""
+def _replaced(output: Output, before: Snapshot | None, written: set[str], dropped: Collection[str], run: RunInfo) -> set[str] | None:
+    """The partitions whose files go: those written, and of a run over a range all that lie in it; None: all of the output."""
     if output.replace == "runs":
-        return written | dropped
+        return written | set(dropped)
+    if run.range is not None and output.clock is not None:
+        known = {file.partition for file in before.files} if before is not None else set()
+        return written | {name for name in known if _lies_in(name, output.clock, run.range)}
     return None if output.replace == "all" or not output.partitions else written
+
+
+def _layouts(before: Snapshot | None, files: Sequence[LiveFile], run_id: str, schema: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Which columns the files of each run have that still has some."""
+    known = dict(before.layouts) if before is not None else {}
+    known[run_id] = hashlib.sha256(repr(sorted(schema)).encode()).hexdigest()[:16]
+    runs = {file.run_id for file in files}
+    return {run: layout for run, layout in known.items() if run in runs}
+
+
+def _lies_in(partition: str, clock: Clock, where: Range) -> bool:
+    found = partition_range(partition, clock.partition, clock.unit)
+    return found is not None and where.start <= found.start and found.end <= where.end
 
 
 def _lying(output: Output, scope: set[str] | None) -> Iterator[str]:
     """Files of ours in the replaced partitions, known or left over. Raises SinkError for files of others."""
     for partition in sorted(_partitions(output, "", 0)) if scope is None else sorted(scope):
         folder = join(output.path, partition)
-        _refuse_foreign(output, folder, partition)
-        yield from (_below(partition, n) for n in list_files(folder) if _OURS.fullmatch(n))
+        yield from (_below(partition, n) for n in _refuse_foreign(output, folder, partition) if _OURS.fullmatch(n))
 
 
 def _partitions(output: Output, below: str, depth: int) -> Iterator[str]:
@@ -111,19 +137,45 @@ def _partitions(output: Output, below: str, depth: int) -> Iterator[str]:
                 yield from _partitions(output, _below(below, name), depth + 1)
 
 
+def _authority(output: Output, before: Snapshot | None, written: Collection[str], run: RunInfo, *, whole: bool) -> tuple[Committed, ...]:
+    """For which times the batch is the authority after the commit: the run's range, else the partitions written; and what of those before stays (`whole`: nothing).
+
+    Files of a state that is older than this account count by their partitions.
+    """
+    clock = output.clock
+    if clock is None:
+        return ()
+    found = [run.range] if run.range is not None else [partition_range(name, clock.partition, clock.unit) for name in written]
+    mine = union(r for r in found if r is not None)
+    kept: list[Committed] = []
+    for old in () if whole or before is None else _known(before, clock):
+        kept += [replace(old, start=left.start, end=left.end) for left in minus((old.start, old.end), mine)]
+    new = [Committed(r.start, r.end, run.run_id, run.as_of, run.input) for r in mine]
+    return tuple(sorted((*kept, *new), key=lambda c: c.start))
+
+
+def _known(before: Snapshot, clock: Clock) -> tuple[Committed, ...]:
+    if before.ranges:
+        return before.ranges
+    found = [partition_range(file.partition, clock.partition, clock.unit) for file in before.files]
+    return tuple(Committed(*r, before.files[0].run_id) for r in union(r for r in found if r is not None))
+
+
 def _below(partition: str, name: str) -> str:
     return f"{partition}/{name}" if partition else name
 
 
-def _refuse_foreign(output: Output, folder: str, partition: str) -> None:
-    endings = (f".{output.format}", f".{output.format}.gz")
-    foreign = [n for n in list_files(folder) if n.endswith(endings) and not _OURS.fullmatch(n) and not n.startswith(".")]
+def _refuse_foreign(output: Output, folder: str, partition: str) -> list[str]:
+    """The names of the files of a folder. Raises SinkError where some are not ours."""
+    endings, names = (f".{output.format}", f".{output.format}.gz"), list_files(folder)
+    foreign = [n for n in names if n.endswith(endings) and not _OURS.fullmatch(n) and not n.startswith(".")]
     if foreign:
         raise SinkError(
             f"output '{output.name}': {join(output.path, partition) if partition else output.path} holds files that this pipeline did not write: {', '.join(foreign[:3])}"
             f"{f' and {len(foreign) - 3} more' if len(foreign) > 3 else ''}; expected its own files only.",
             hint="Move them away, or choose another path: they would be read as part of the output.",
         )
+    return names
 
 
 def _single(
@@ -141,18 +193,3 @@ def _single(
     known = schema or (before.schema if before else ())
     snapshot = Snapshot(output.name, output.of, output.path, output.folder, output.format, number, (), (file,), known)
     return snapshot, Change(merge=Merge(output.path, tuple(sorted(a[1] for a in arrived)), header, output.gzip))
-
-
-def _letters(
-    output: Output, before: Snapshot | None, run_id: str, sources: Collection[str], letters: Collection[str]
-) -> tuple[dict[str, tuple[str, ...]], set[str], dict[str, tuple[str, ...]]]:
-    """Dead letters by run: whose sources they are of, the partitions all of whose sources were read again, and what is superseded."""
-    if output.replace != "runs":
-        return {}, set(), {}
-    said = {run: tuple(s) for run, s in (before.letters if before else {}).items() if run != run_id}
-    again = frozenset(sources)
-    superseded = {run: tuple(sorted({*(before.superseded.get(run, ()) if before else ()), *(again & set(of))})) for run, of in said.items()}
-    over = {run for run, of in said.items() if set(of) <= set(superseded[run])}
-    kept = {run: of for run, of in said.items() if run not in over} | ({run_id: tuple(sorted(letters))} if letters else {})
-    dropped = {f"run_id={run}" for run in over} | {f"run_id={run_id}"}
-    return kept, dropped, {run: of for run, of in superseded.items() if run in kept and of}

@@ -8,7 +8,7 @@ checks ┘                                           └─▶ bad: outputs as t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -17,6 +17,7 @@ from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import RunError
 from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
+from beam_pipelines.sinks.inventory import Stock, with_spans
 from beam_pipelines.sinks.ledger import Ledger, sources_read, tally
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.results import CheckResult, RunResults, failures_of, find_run, judge_thresholds, metadata, write_run
@@ -25,7 +26,7 @@ from beam_pipelines.sinks.text import csv_header
 from beam_pipelines.sinks.write import sql_schema
 from beam_pipelines.spec.models import Thresholds
 
-COUNT, CHECK, FILE, SCHEMA = "count", "check", "file", "schema"
+COUNT, CHECK, FILE, SCHEMA, SPAN = "count", "check", "file", "schema", "span"
 _KEY = "run"
 
 
@@ -43,23 +44,27 @@ class Inbox:
     staged: tuple[Staged, ...]
     checks: Mapping[str, tuple[Any, ...]]
     schemas: Mapping[str, tuple[tuple[str, str], ...]]
+    spans: tuple[tuple[str, Any, bool], ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a run is judged by. `args` are kept in its record; `published` outputs are counted, and are nothing to commit."""
+    """What a run is judged by. `args` are kept in its record; `published` outputs are counted, and are nothing to commit.
+    `since`: the run has not read messages that arrived before (microseconds); `stock`: the files it reads."""
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     judge: Judge | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[Output, ...] = ()
+    since: int | None = None
+    stock: Stock | None = None
 
 
 class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Judges the run and commits all its outputs together, or none. Idempotent by run id.
 
     Takes one PCollection or several of: ledger counts `(unit, source, outcome, detail, rows)`, `("file", output, partition, path, rows, bytes)` and
-    `("schema", output, columns)` as sinks give them, `("check", name, state)`. `outputs` are the sinks' `output`s. Gives one `RunResults`.
+    `("schema", output, columns)` as sinks give them, `("check", name, state)`, `("span", source, ranges, undated)`. `outputs` are the sinks' `output`s. Gives one `RunResults`.
 
     `published` are outputs whose rows are gone already, as messages: they are in the ledger.
 
@@ -69,11 +74,12 @@ class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     def __init__(
         self, run: RunInfo, outputs: Sequence[Output], *, thresholds: Thresholds | None = None, judge: Judge | None = None,
         args: Mapping[str, Any] | None = None, raise_on_failure: bool = True, published: Sequence[Output] = (),
+        since: int | None = None, stock: Stock | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         check_outputs(outputs)
         self._conclude = Conclude(
-            run, tuple(outputs), Verdicts(thresholds or Thresholds(), judge, args or {}, tuple(published)), raise_on_failure
+            run, tuple(outputs), Verdicts(thresholds or Thresholds(), judge, args or {}, tuple(published), since, stock), raise_on_failure
         )
 
     def expand(self, arriving: Any) -> beam.PCollection:
@@ -131,7 +137,9 @@ def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], v
     schemas = {o.name: columns for o in outputs if (columns := _columns(o, inbox.schemas.get(o.name, ()), known.get(o.name)))}
     headers = {o.name: csv_header([n for n, _ in schemas[o.name]]) for o in outputs if o.single and o.format == "csv" and o.name in schemas}
     letters = frozenset(line.source for line in ledger.lines if line.dead or line.refused or line.late)
-    return commit(Work(run, tuple(outputs), inbox.staged, record, sources_read(ledger), letters, schemas, headers))
+    stock = verdicts.stock and replace(verdicts.stock, read=with_spans(verdicts.stock.read, inbox.spans))
+    sources = sources_read(ledger) | set(stock.gone if stock else ())  # nobody will read again what is gone: its letters go with it
+    return commit(Work(run, tuple(outputs), inbox.staged, record, sources, letters, schemas, headers, verdicts.since, stock))
 
 
 def sort_elements(elements: Iterable[Any]) -> Inbox:
@@ -140,6 +148,7 @@ def sort_elements(elements: Iterable[Any]) -> Inbox:
     staged: list[Staged] = []
     checks: dict[str, list[Any]] = {}
     schemas: dict[str, tuple[tuple[str, str], ...]] = {}
+    spans: list[tuple[str, Any, bool]] = []
     for element in elements:
         if element is None:
             continue
@@ -149,15 +158,20 @@ def sort_elements(elements: Iterable[Any]) -> Inbox:
             staged.append(Staged(*element[1:]))
         elif element[0] == CHECK:
             checks.setdefault(element[1], []).append(element[2])
+        elif element[0] == SPAN:
+            spans.append(tuple(element[1:]))
         elif element[0] == SCHEMA:
             schemas[element[1]] = tuple(tuple(c) for c in element[2])
         else:
-            raise TypeError(f"Commit: an element is a count of 5 values, or starts with 'file', 'schema' or 'check'; got {element!r:.200}")
+            raise TypeError(
+                f"Commit: an element is a count of 5 values, or starts with 'file', 'schema', 'check' or 'span'; got {element!r:.200}"
+            )
     return Inbox(
         tuple(counts),
         tuple(sorted(staged, key=lambda s: (s.output, s.partition, s.path))),
         {n: tuple(s) for n, s in checks.items()},
         schemas,
+        tuple(spans),
     )
 
 
@@ -175,7 +189,7 @@ def _lost_files(inbox: Inbox, ledger: Ledger, outputs: Sequence[Output]) -> tupl
     """Outputs whose files hold other rows than the ledger counted."""
     held = {o.name: sum(s.rows for s in inbox.staged if s.output == o.name) for o in outputs}
     return tuple(
-        f"{name}: its files hold {rows} rows, the ledger counts {ledger.written(name)}"
+        f"{name}: its files hold {rows:,} rows, the ledger counts {ledger.written(name):,}"
         for name, rows in held.items()
         if rows != ledger.written(name)
     )

@@ -1,6 +1,6 @@
 """The commit, step by step; every step can be repeated, and stopping after any of them loses nothing. Loads no Beam.
 
-    claim ─▶ recover ─▶ decide ─▶ move … ─▶ merge ─▶ delete … ─▶ record ─▶ done ─▶ clean
+    claim ─▶ recover ─▶ decide ─▶ move … ─▶ merge ─▶ load ─▶ delete … ─▶ record ─▶ done ─▶ clean
              (others')   ▲
                          └─ one file created under a number nobody has: before it nothing happened, after it all will
 
@@ -19,7 +19,9 @@ from beam_pipelines.errors import SinkError
 from beam_pipelines.places import delete, delete_tree, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.changes import change_of, check_layout
-from beam_pipelines.sinks.claims import claim, release
+from beam_pipelines.sinks.claims import claim, holders, release, stale
+from beam_pipelines.sinks.inventory import Stock, after_run, forget_inventories, read_inventory, write_inventory
+from beam_pipelines.sinks.loads import Loading, Table, loading_of
 from beam_pipelines.sinks.manifest import Change, Commit, Merge, Snapshot
 from beam_pipelines.sinks.results import OutputResult, RunResults, find_run, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, staging_of
@@ -43,7 +45,8 @@ class Staged:
 @dataclass(frozen=True)
 class Work:
     """What a run brings to its commit. `sources` are those it read; `letters` those it has dead letters of; `schemas` names and SQL types of
-    the columns of each output; `headers` the first line of merged text files."""
+    the columns of each output; `headers` the first line of merged text files. `since`: arrivals before it were not read.
+    `stock`: which files were."""
 
     run: RunInfo
     outputs: tuple[Output, ...]
@@ -53,6 +56,8 @@ class Work:
     letters: Collection[str] = ()
     schemas: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     headers: Mapping[str, bytes] = field(default_factory=dict)
+    since: int | None = None
+    stock: Stock | None = None
 
 
 def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
@@ -68,6 +73,10 @@ def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
         known = manifest.snapshots(run.state, {o.name: o.path for o in outputs})
         for output in outputs:
             check_layout(output, known.get(output.name))
+            if output.table is not None:
+                from beam_pipelines.sinks.load_jobs import reach
+
+                reach(output.table)
             _sweep(output, run)
     except BaseException:
         release(outputs, run)
@@ -79,10 +88,14 @@ def abandon(outputs: Sequence[Output], run: RunInfo) -> None:
 
     Interrupted in the middle of its commit, a run is carried to its end instead: it was decided.
     """
-    for decided in manifest.unfinished(run.state):
-        if decided.run_id == run.run_id:
-            for _ in carry_out(run.state, decided):
-                pass
+    try:
+        for decided in manifest.unfinished(run.state):
+            if decided.run_id == run.run_id:
+                for _ in carry_out(run.state, decided):
+                    pass
+    except BaseException:  # what is staged is still needed: the next run, which must find nobody at work, carries it on
+        release(outputs, run)
+        raise
     for output in outputs:
         delete_tree(staging_of(output, run))
     release(outputs, run)
@@ -105,7 +118,7 @@ def commit_steps(work: Work) -> Iterator[str]:
     yield from _recover(run, outputs)
     before = find_run(run.state, run.run_id)
     if before is None or before.status != "success":
-        decided = _decide(work)
+        decided = _decide(work, _without_table(work))
         yield "decide"
         yield from carry_out(run.state, decided)
     for output in outputs:
@@ -124,6 +137,11 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
         if change.merge is not None:
             _merge(change.merge)
             yield f"merge {name}"
+        if change.loading is not None:
+            from beam_pipelines.sinks.load_jobs import load  # a reader commits nothing, and needs no client
+
+            load(change.loading)
+            yield f"load {name}"
         top = decided.snapshots[name].folder
         for path in change.deletes:
             delete(path)
@@ -133,6 +151,7 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
     yield "record"
     manifest.mark_done(state, decided.number)
     manifest.forget_old(state)
+    forget_inventories(state, decided.number, decided.inventory)
     yield "done"
 
 
@@ -151,13 +170,28 @@ def _recover(run: RunInfo, outputs: Sequence[Output]) -> Iterator[str]:
 
 
 def _output(snapshot: Snapshot) -> Output:
-    return Output(snapshot.output, snapshot.of, snapshot.path, snapshot.format, snapshot.partitions)
+    return Output(snapshot.output, snapshot.of, snapshot.path, snapshot.format, snapshot.partitions, clock=snapshot.clock)
 
 
-def _decide(work: Work) -> Commit:
+def _without_table(work: Work) -> frozenset[str]:
+    """The outputs whose table is missing, though it may have been there: all of it is to be loaded. Raises SinkError or SpecError where one cannot take the rows."""
+    tables = [(o.name, o.table, work.schemas[o.name]) for o in work.outputs if o.table is not None and work.schemas.get(o.name)]
+    if not tables:
+        return frozenset()
+    from beam_pipelines.sinks.load_jobs import fits
+
+    return frozenset(name for name, table, columns in tables if not fits(table, columns))
+
+
+def _decide(work: Work, missing: frozenset[str]) -> Commit:
+    mine = {o.path for o in work.outputs}
     for _ in range(_TRIES):
+        for other in manifest.unfinished(work.run.state):  # a run over another range has just decided: this commit stands on its files
+            if mine & {other.snapshots[name].path for name in other.changes}:
+                for _ in carry_out(work.run.state, other):
+                    pass
         newest = manifest.latest(work.run.state)
-        plan = _plan(work, newest)
+        plan = _plan(work, newest, missing)
         if manifest.decide(work.run.state, plan):
             return plan
     raise SinkError(
@@ -165,7 +199,7 @@ def _decide(work: Work) -> Commit:
     )
 
 
-def _plan(work: Work, newest: Commit | None) -> Commit:
+def _plan(work: Work, newest: Commit | None, missing: frozenset[str]) -> Commit:
     number = 1 if newest is None else newest.number + 1
     snapshots: dict[str, Snapshot] = {} if newest is None else dict(newest.snapshots)
     before = {o.name: None if newest is None else newest.at(o.name, o.path) for o in work.outputs}
@@ -176,11 +210,39 @@ def _plan(work: Work, newest: Commit | None) -> Commit:
         snapshot, change = change_of(
             output, before[output.name], [(s.partition, s.path, s.rows, s.bytes) for s in mine], run=work.run, number=number,
             sources=work.sources, letters=work.letters, schema=work.schemas.get(output.name, ()), header=work.headers.get(output.name, b""),
+            since=work.since,
         )  # fmt: skip
+        if output.table is not None and snapshot.schema:
+            loading = _loading(
+                output.table, None if output.name in missing else before[output.name], snapshot, commit=f"{work.run.run_id}/{number}"
+            )
+            snapshot, change = replace(snapshot, table=output.table.name), replace(change, loading=loading)
         snapshots[output.name], changes[output.name] = snapshot, change
         results.append(_result(output, mine, change))
     record = replace(work.record, outputs=tuple(results))
-    return Commit(number, work.run.run_id, snapshots, changes, record, elsewhere=_elsewhere(newest, snapshots))
+    return Commit(
+        number, work.run.run_id, snapshots, changes, record, elsewhere=_elsewhere(newest, snapshots), inventory=_inventory(work, newest, number)
+    )  # fmt: skip
+
+
+def _loading(table: Table, old: Snapshot | None, new: Snapshot, *, commit: str) -> Loading:
+    """What makes the table what the output is; of a table that held the output before, only folders whose files are others."""
+    files: dict[str, list[str]] = {}
+    for file, path in zip(new.files, new.paths, strict=True):
+        files.setdefault(file.partition, []).append(path)
+    if old is None or old.table != table.name or old.path != new.path:
+        return loading_of(table, commit=commit, columns=new.schema, files=files, changed=None)
+    differing = {(f.partition, f.path) for f in old.files} ^ {(f.partition, f.path) for f in new.files}
+    return loading_of(table, commit=commit, columns=new.schema, files=files, changed=sorted({partition for partition, _ in differing}))
+
+
+def _inventory(work: Work, newest: Commit | None, number: int) -> str:
+    """The name of the account of files after this commit."""
+    name = "" if newest is None else newest.inventory
+    if work.stock is None:
+        return name
+    new = after_run(read_inventory(work.run.state, name), work.stock)
+    return name if new is None else write_inventory(work.run.state, number, work.run.run_id, new)
 
 
 def _elsewhere(newest: Commit | None, snapshots: Mapping[str, Snapshot]) -> tuple[Snapshot, ...]:
@@ -230,8 +292,8 @@ def _merge(merge: Merge) -> None:
 
 
 def _sweep(output: Output, run: RunInfo) -> None:
-    """Deletes what dead runs staged: we hold the output, so no other run is at work."""
-    keep = f"{run.run_id}.{run.attempt}"
+    """Deletes what dead runs staged: whoever is at work on the output has a claim."""
+    keep = {f"{held.run_id}.{held.attempt}" for held in holders(output) if not stale(held)} | {f"{run.run_id}.{run.attempt}"}
     for name in list_folders(output.staging):
-        if name != keep:
+        if name not in keep:
             delete_tree(join(output.staging, name))

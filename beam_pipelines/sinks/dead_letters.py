@@ -7,6 +7,7 @@ exact view, which leaves out what a later run read again, is `views.select_sql`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -18,7 +19,8 @@ from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import SpecError
 from beam_pipelines.places import join
-from beam_pipelines.sinks.parquet import ParquetEncoder
+from beam_pipelines.sinks.loads import Table
+from beam_pipelines.sinks.parquet import LoadedEncoder, ParquetEncoder
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.text import TextEncoder
 from beam_pipelines.sinks.write import Write, Written, layout_of
@@ -36,12 +38,12 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no 
 
     def __init__(
         self, sink: ParquetSink | TextSink | None = None, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None,
-        text_format: Literal["csv", "jsonl"] = "jsonl", label: str = LABEL,
+        text_format: Literal["csv", "jsonl"] = "jsonl", label: str = LABEL, table: Table | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         sink = sink or ParquetSink(path=join(run.state, LABEL))
         self.complete = CompleteLetters(run, contract, raw_key)
-        self.write = _parquet(sink, run, label) if isinstance(sink, ParquetSink) else _text(sink, run, label, text_format)
+        self.write = _parquet(sink, run, label, table) if isinstance(sink, ParquetSink) else _text(sink, run, label, text_format)
         self.output: Output = self.write.output
 
     def expand(self, letters: beam.PCollection) -> Written:
@@ -50,16 +52,20 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no 
         return written
 
 
-def _parquet(sink: ParquetSink, run: RunInfo, label: str) -> Write:
+def _parquet(sink: ParquetSink, run: RunInfo, label: str, table: Table | None) -> Write:
     if sink.partition_by:
         raise SpecError(
             f"sink '{label}': dead letters are partitioned by run_id; got partition_by {list(sink.partition_by)}.",
             hint="Leave partition_by out.",
         )
     by = (parse_partition("run_id"),)
-    output = Output(label, LABEL, sink.path, "parquet", ("run_id",), "runs")
-    encoder = ParquetEncoder(sink.compression, sink.compression_level, sink.dictionary, sink.statistics, ("event_time", "arrival_time"))
-    return Write(output, layout=layout_of(output, run, by=by, provenance=False, target_file_bytes=sink.target_file_bytes), encoder=encoder)
+    output = Output(label, LABEL, sink.path, "parquet", ("run_id",), "runs", table=table)
+    how = (sink.compression, sink.compression_level, sink.dictionary, sink.statistics, ("event_time", "arrival_time"))
+    layout = layout_of(output, run, by=by, provenance=False, target_file_bytes=sink.target_file_bytes)
+    if table is None:
+        return Write(output, layout=layout, encoder=ParquetEncoder(*how))
+    layout = replace(layout, constants=(("run_id", run.run_id),))  # a table has no folders that could say it
+    return Write(output, layout=layout, encoder=LoadedEncoder(*how, takes_all=True))
 
 
 def _text(sink: TextSink, run: RunInfo, label: str, text_format: Literal["csv", "jsonl"]) -> Write:

@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from beam_pipelines.errors import SinkError
 from beam_pipelines.places import create_new, exists, join, list_files, read_bytes
+from beam_pipelines.sinks.owners import Process, this_process
 from beam_pipelines.sinks.run import utc_now
 
 _TRIES = 20
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Who took an epoch, for people."""
+    """Who took an epoch, and with which versions of its lookups (of one that was killed nothing else says it). `owner`: None in records of earlier versions."""
 
     run_id: str
     started_at: str
     host: str
     pid: int
+    lookups: dict[str, str] = {}
+    owner: Process | None = None
 
 
 def stream_folder(state: str) -> str:
@@ -42,12 +46,12 @@ def doors_folder(state: str) -> str:
     return join(stream_folder(state), "doors")
 
 
-def take_epoch(state: str, run_id: str) -> int:
+def take_epoch(state: str, run_id: str, lookups: Mapping[str, str] | None = None) -> int:
     """The next epoch, now this process's; every earlier one is fenced.
 
     Raises SinkError where other starts are always quicker, or the state folder refuses.
     """
-    mine = msgspec.json.encode(Start(run_id, utc_now(), socket.gethostname(), os.getpid()))
+    mine = msgspec.json.encode(Start(run_id, utc_now(), socket.gethostname(), os.getpid(), dict(lookups or {}), this_process()))
     for _ in range(_TRIES):
         number = latest_epoch(state) + 1
         if create_new(_path(state, number), mine):
@@ -59,6 +63,17 @@ def latest_epoch(state: str) -> int:
     """The highest epoch taken; 0 before the first start."""
     numbers = [int(n[:-5]) for n in list_files(_folder(state)) if n.endswith(".json") and n[:-5].isdigit()]
     return max(numbers, default=0)
+
+
+def all_starts(state: str) -> dict[int, Start]:
+    """All starts so far, by epoch."""
+    contents = {number: read_bytes(_path(state, number)) for number in range(1, latest_epoch(state) + 1)}
+    return {number: msgspec.json.decode(content, type=Start) for number, content in contents.items() if content}
+
+
+def handed_in(state: str, run_id: str) -> str:
+    """Where it is written down that a service runs this run, whose launcher may be gone."""
+    return join(state, "dataflow", f"{run_id}.json")
 
 
 @dataclass(frozen=True)

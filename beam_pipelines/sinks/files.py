@@ -150,7 +150,7 @@ class Files:
             self._finish(part)
         self._checked = batch.schema
         own = [f for f in batch.schema if f.name not in self._layout.drop]
-        constants = [pa.field(name, pa.string()) for name, _ in self._layout.constants]
+        constants = [pa.field(name, pa.string()) for name, _ in self._layout.constants if name not in {f.name for f in own}]
         self._columns = pa.schema(
             [*own, *constants, *(pa.field(p.name, _DIRECTORY_TYPES[p.transform]) for p in self._layout.by if p.transform)]
         )

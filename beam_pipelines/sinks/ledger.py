@@ -1,8 +1,10 @@
 """The ledger: every row that was read left by exactly one door. A pure function of the counts; loads no Beam.
 
-    rows            read = written + dead + duplicate + filtered                 per source, for each output of rows
-    an aggregate    read = aggregated + late + dead + duplicate + filtered       per source
+    rows            read = written + dead + duplicate + filtered + outside                 per source, for each output of rows
+    an aggregate    read = aggregated + late + dead + duplicate + filtered + outside       per source
     dead letters    dead and late of all sources = letters written
+
+`outside` is what a run over a range read and left alone: rows and letters of other times. An aggregate takes in rows near the range.
 
 Counts are keyed by (unit, source, outcome, detail): a replayed bundle overwrites its first attempt.
 """
@@ -14,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from beam_pipelines.arrow.counts import Count
-from beam_pipelines.sinks.run import Output
+from beam_pipelines.sinks.run import TOMBSTONES, Output
 
 DEAD_AT_SINK = "write:SINK@"
 """Prefix of the detail of rows that one sink refused; its name follows. Other sinks may have written them."""
@@ -26,7 +28,8 @@ _LATE = "aggregate:LATE"
 class Line:
     """What became of the rows of one source, in numbers of rows; `written` and `refused` by sink, `aggregated` and `late` by aggregate.
 
-    `late` are all letters of an aggregate (LATE, FUTURE): the rows themselves stay in the output of rows.
+    `late` are all letters of an aggregate (LATE, FUTURE): the rows themselves stay in the output of rows. `outside` are rows outside a run's
+    range, `beside` of these those that aggregates and the search for duplicates took in; `late_outside` letters of aggregates for such rows.
     """
 
     source: str
@@ -38,13 +41,17 @@ class Line:
     refused: Mapping[str, int] = field(default_factory=dict)
     aggregated: Mapping[str, int] = field(default_factory=dict)
     late: Mapping[str, int] = field(default_factory=dict)
+    outside: int = 0
+    beside: int = 0
+    late_outside: Mapping[str, int] = field(default_factory=dict)
 
     def missing(self, output: Output) -> int:
         """Rows read that left by no door of `output`; negative: rows that left twice."""
-        before = self.dead + self.duplicate + self.filtered
+        before = self.dead + self.duplicate + self.filtered + self.outside
         if output.of == "rows":
             return self.read - before - self.written.get(output.name, 0) - self.refused.get(output.name, 0)
-        return self.read - before - self.aggregated.get(output.of, 0) - self.late.get(output.of, 0)
+        late = self.late.get(output.of, 0) + self.late_outside.get(output.of, 0)
+        return self.read - before + self.beside - self.aggregated.get(output.of, 0) - late
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,11 @@ class Ledger:
         """Dead letters of all stages."""
         return sum(self.reasons.values())
 
+    @property
+    def outside(self) -> int:
+        """Rows outside the run's range."""
+        return sum(line.outside for line in self.lines)
+
     def written(self, output: str) -> int:
         """Rows written to the output, whatever their source."""
         return sum(line.written.get(output, 0) for line in self.lines)
@@ -110,6 +122,9 @@ def tally(counts: Iterable[Count], outputs: Sequence[Output]) -> Ledger:
     late = sum(_sum(sums, "late").values())
     if late:
         reasons[_LATE] += late
+    for detail, rows in _sum(sums, "unwritten").items():
+        reasons[detail.partition("@")[0]] -= rows
+    reasons = {reason: rows for reason, rows in reasons.items() if rows}
     failing = {name: n for word in ("warn", "failed") for name, n in _sum(sums, word).items()}
     return Ledger(lines, dict(sorted(reasons.items())), failing, tuple(_imbalances(lines, outputs, sum(reasons.values()))))
 
@@ -139,7 +154,20 @@ def _line(source: str, entries: Mapping[tuple[str, str], int]) -> Line:
         if detail.startswith(_AT_AGGREGATE):
             name = detail.partition("@")[2]
             late[name] = late.get(name, 0) + n
-    return Line(source, total("read"), early, total("duplicate"), total("filtered"), by("written"), refused, by("aggregated"), late)
+    outside = total("outside") + total("beside")
+    late_outside: dict[str, int] = {}
+    for detail, n in by("unwritten").items():
+        if detail.startswith(_AT_AGGREGATE):
+            name = detail.partition("@")[2]
+            late_outside[name] = late_outside.get(name, 0) + n
+            late[name] -= n
+        else:
+            early -= n
+            outside += n
+    return Line(
+        source, total("read"), early, total("duplicate"), total("filtered"), by("written"), refused, by("aggregated"), late, outside,
+        total("beside"), late_outside,
+    )  # fmt: skip
 
 
 def _sum(sums: Mapping[tuple[str, str, str], int], outcome: str) -> dict[str, int]:
@@ -152,6 +180,8 @@ def _sum(sums: Mapping[tuple[str, str, str], int], outcome: str) -> dict[str, in
 
 def _imbalances(lines: Sequence[Line], outputs: Sequence[Output], letters: int) -> Iterable[Imbalance]:
     for output in outputs:
+        if output.of == TOMBSTONES:
+            continue  # of rows that are counted as duplicates
         if output.of == "dead_letters":
             stored = sum(line.written.get(output.name, 0) for line in lines)
             if stored != letters:
@@ -170,6 +200,8 @@ def _sentence(line: Line, output: Output, missing: int) -> str:
     if output.of != "rows":
         doors = {"aggregated": line.aggregated.get(output.of, 0), "late": line.late.get(output.of, 0), "dead": line.dead}
     doors |= {"duplicate": line.duplicate, "filtered": line.filtered}
+    if line.outside:
+        doors["outside the range"] = line.outside - (0 if output.of == "rows" else line.beside - line.late_outside.get(output.of, 0))
     sums = " + ".join(f"{n} {word}" for word, n in doors.items())
     what = f"{missing} rows vanished" if missing > 0 else f"{-missing} rows too many"
     return f"{output.name}, source {line.source or '(none)'}: {line.read} read, but {sums}: {what}"

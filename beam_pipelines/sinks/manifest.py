@@ -10,14 +10,16 @@ deleted only after all new ones are in place, so one of the two views is whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from beam_pipelines.places import create_new, delete, exists, join, list_files, read_bytes, write_bytes
+from beam_pipelines.sinks.loads import Loading
 from beam_pipelines.sinks.results import RunResults
+from beam_pipelines.sinks.run import Clock
 
 KEPT_COMMITS = 50
 
@@ -34,10 +36,43 @@ class LiveFile:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """A time for which the batch is the authority: [start, end) in microseconds UTC of the output's clock, by the run that wrote it last.
+
+    `as_of`: what was there before (microseconds since 1970) that run has read, from its `input`: what came later is not in its answer.
+    """
+
+    start: int
+    end: int
+    run_id: str
+    as_of: int = 0
+    input: Literal["batch", "archive"] = "batch"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A run has read its sources again: earlier dead letters are superseded where they are of `sources` (a key of `Snapshot.source_sets`), of an
+    event time in [start, end) or of none, and arrived at `since` or later (None: ever). Earlier are those of a lower version
+    (`Snapshot.said_in`), and those that a stream stored before `as_of`, when the run listed its input."""
+
+    version: int
+    sources: str
+    start: int
+    end: int
+    since: int | None = None
+    as_of: int = 0
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """An output at rest. `version` is the commit that last changed it; `columns` names and SQL types of the partition columns.
 
-    For dead letters: `letters` says from which sources each run's letters come, `superseded` which of those a later run read again.
+    `ranges`, disjoint and in order, are the times of `clock` for which its files are the answer; whatever a stream has for them is not.
+
+    For dead letters: `letters` says from which sources each run's letters come, `superseded` which of those a later run read again, `settled`
+    what the newest runs over each time and source did.
+
+    `layouts` says by run which columns its files have, as a hash. `table` is the table they were loaded into; "" none.
     """
 
     output: str
@@ -51,6 +86,19 @@ class Snapshot:
     schema: tuple[tuple[str, str], ...] = ()
     letters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     superseded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    clock: Clock | None = None
+    ranges: tuple[Committed, ...] = ()
+    said_in: Mapping[str, int] = field(default_factory=dict)
+    settled: tuple[Settled, ...] = ()
+    source_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    table: str = ""
+
+    @property
+    def alike(self) -> bool:
+        """Whether all files are known to have the same columns."""
+        found = {self.layouts.get(run) for run in {f.run_id for f in self.files}}
+        return len(found) == 1 and None not in found
 
     @property
     def rows(self) -> int:
@@ -74,11 +122,12 @@ class Merge:
 
 @dataclass(frozen=True)
 class Change:
-    """What carries out a commit on one output: moves (from, to), then one merge, then deletions. Full paths."""
+    """What carries out a commit on one output: moves (from, to), then one merge, then loads into its table, then deletions. Full paths."""
 
     moves: tuple[tuple[str, str], ...] = ()
     merge: Merge | None = None
     deletes: tuple[str, ...] = ()
+    loading: Loading | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -90,6 +139,7 @@ class Commit:
     """One decided commit: all outputs as they will be, how to get there for those that change, and the run's record.
 
     `elsewhere` are outputs of the same names as runs with other parameters wrote them to other places: each place is an output of its own.
+    `inventory` names the account of the files that were read (see `inventory`); "" before the first.
     """
 
     number: int
@@ -99,6 +149,7 @@ class Commit:
     record: RunResults
     version: int = 1
     elsewhere: tuple[Snapshot, ...] = ()
+    inventory: str = ""
 
     def at(self, output: str, path: str) -> Snapshot | None:
         """The output as it is at the place `path`; None if it was never written there."""
@@ -119,7 +170,11 @@ def folder(state: str) -> str:
 
 def numbers(state: str) -> list[int]:
     """The numbers of all commits kept, ascending."""
-    return sorted(int(n.removesuffix(".json")) for n in list_files(folder(state)) if n.endswith(".json") and n[:-5].isdigit())
+    return _numbers(list_files(folder(state)))
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    return sorted(int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
 
 def read_commit(state: str, number: int) -> Commit | None:
@@ -146,7 +201,7 @@ def mark_done(state: str, number: int) -> None:
 def unfinished(state: str) -> Iterator[Commit]:
     """Commits that were decided and not carried out, oldest first."""
     names = set(list_files(folder(state)))
-    for number in numbers(state):
+    for number in _numbers(names):
         if f"{number:08d}.done" not in names:
             commit = read_commit(state, number)
             if commit is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from beam_pipelines.places import join, read_bytes, write_bytes
 from beam_pipelines.sinks.epochs import stream_folder
@@ -14,6 +15,11 @@ _COLUMNS = ".columns.json"
 
 class SpeedOutput(msgspec.Struct, frozen=True):
     """One output of a stream. `group_by` are the columns of an aggregate's groups; `provenance` whether readers see `_source` and the like.
+
+    `placed` are the columns that say in which partition a row lies, and its event time: given by what the row is, once its contract and transform
+    are. `placings` names every such pair that starts had.
+
+    `table` is the BigQuery table to which its rows are appended besides; "" none.
 
     A window of an aggregate is shown on time within `shown_micros` of its end, and may change until `open_micros` after it (arrival clock).
     """
@@ -25,6 +31,9 @@ class SpeedOutput(msgspec.Struct, frozen=True):
     provenance: bool = True
     shown_micros: int = 0
     open_micros: int = 0
+    placed: tuple[str, ...] = ()
+    placings: tuple[str, ...] = ()
+    table: str = ""
 
 
 class StreamOutputs(msgspec.Struct, frozen=True):
@@ -35,8 +44,11 @@ class StreamOutputs(msgspec.Struct, frozen=True):
 
 
 def write_outputs(state: str, outputs: StreamOutputs) -> None:
-    """Writes down what the stream of this state folder writes."""
-    write_bytes(_path(state), msgspec.json.format(msgspec.json.encode(outputs), indent=2))
+    """Writes down what the stream of this state folder writes; how its earlier starts placed rows stays known."""
+    earlier = read_outputs(state)
+    before = {o.folder: o.placings for o in (earlier.outputs if earlier else ())}
+    known = tuple(replace(o, placings=tuple(dict.fromkeys((*before.get(o.folder, ()), *o.placings)))) for o in outputs.outputs)
+    write_bytes(_path(state), msgspec.json.format(msgspec.json.encode(replace(outputs, outputs=known)), indent=2))
 
 
 def read_outputs(state: str) -> StreamOutputs | None:

@@ -16,11 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.partition import Partition, parse_partition
+from beam_pipelines.arrow.ranges import FINEST_FIRST
 from beam_pipelines.arrow.schema import POSITION
 from beam_pipelines.places import is_local, local, open_new, parent, refused
+from beam_pipelines.sinks.bigquery_encoding import loadable
+from beam_pipelines.sinks.bigquery_limits import in_known_years
 from beam_pipelines.sinks.files import FileWriter
-from beam_pipelines.sinks.run import Output, RunInfo
+from beam_pipelines.sinks.loads import Table
+from beam_pipelines.sinks.run import Clock, Output, RunInfo
 from beam_pipelines.sinks.write import Masking, Write, layout_of
 from beam_pipelines.spec.sinks import ParquetSink
 
@@ -109,6 +113,42 @@ def _number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
+@dataclass(frozen=True)
+class LoadedEncoder(ParquetEncoder):
+    """Parquet that BigQuery loads as it is: `required` columns are declared so, and numbers are of types that it has. With `takes_all`, moments that it does not know are NULL; else
+    rows with such ones are not to be given."""
+
+    required: tuple[str, ...] = ()
+    takes_all: bool = False
+
+    def open(self, path: str, first: pa.Table) -> FileWriter:
+        """A new Parquet file for tables with the schema of `first`."""
+        return _LoadedFile(super().open(path, self.fitted(first)), self)
+
+    def fitted(self, table: pa.Table) -> pa.Table:
+        """`table` as it is written."""
+        if self.takes_all:
+            moments = [pa.types.is_timestamp(f.type) or pa.types.is_date(f.type) for f in table.schema]
+            columns = [in_known_years(c.combine_chunks()) if m else c for c, m in zip(table.columns, moments, strict=True)]
+            table = pa.table(columns, schema=table.schema)
+        fields = [pa.field(f.name, loadable(f.type), nullable=f.name not in self.required) for f in table.schema]
+        return table.cast(pa.schema(fields))
+
+
+class _LoadedFile:
+    def __init__(self, file: FileWriter, encoder: LoadedEncoder) -> None:
+        self._file, self._encoder = file, encoder
+
+    def write(self, table: pa.Table) -> None:
+        self._file.write(self._encoder.fitted(table))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> int:
+        return self._file.close()
+
+
 class _ParquetFile:
     def __init__(self, path: str, schema: pa.Schema, settings: dict[str, Any]) -> None:
         self._sink = _native(path)
@@ -142,22 +182,33 @@ def _native(path: str) -> Any:
         raise refused(path, error) from error
 
 
+def _clock(by: Sequence[Partition], event_time: str | None) -> Clock | None:
+    """By which time the partitions are cut: the finest of the event time."""
+    cuts = {p.transform: p for p in by if p.transform and p.column == event_time}
+    finest = next((cuts[unit] for unit in FINEST_FIRST if unit in cuts), None)
+    return None if finest is None else Clock(finest.column, finest.name, finest.transform)
+
+
 class WriteParquet(Write):
     """Stages rows as Parquet files in hive layout; `Commit` makes them visible.
 
     Takes a PCollection of RecordBatch; gives `Written(files, dead, counts)`: what to commit, rows refused as dead letters, ledger counts.
     `label` names the output (and its ledger line), `of` says what it holds. `event_time` and `key` are columns with statistics. `replace`
-    overrides the sink's. `masking` masks sensitive columns before anything is written.
+    overrides the sink's. `masking` masks sensitive columns before anything is written. `table`: what `Commit` loads the files into.
     """
 
     def __init__(
         self, sink: ParquetSink, *, label: str, run: RunInfo, provenance: bool = True, event_time: str | None = None, key: Sequence[str] = (),
-        replace: str | None = None, masking: Masking | None = None, of: str = "rows",
+        replace: str | None = None, masking: Masking | None = None, of: str = "rows", table: Table | None = None,
     ) -> None:  # fmt: skip
         by = tuple(parse_partition(p) for p in sink.partition_by)
-        output = Output(label, of, sink.path, "parquet", tuple(p.name for p in by), replace or sink.replace)  # type: ignore[arg-type]  # checked by the model
+        output = Output(
+            label, of, sink.path, "parquet", tuple(p.name for p in by), replace or sink.replace,  # type: ignore[arg-type]  # checked by the model
+            clock=_clock(by, event_time), table=table,
+        )  # fmt: skip
         useful = tuple(dict.fromkeys([*([event_time] if event_time else []), *key, *(p.column for p in by)]))
-        encoder = ParquetEncoder(sink.compression, sink.compression_level, sink.dictionary, sink.statistics, useful)
+        how = (sink.compression, sink.compression_level, sink.dictionary, sink.statistics, useful)
+        encoder = ParquetEncoder(*how) if table is None else LoadedEncoder(*how, required=table.required)
         layout = layout_of(
             output, run, by=by, provenance=provenance, target_file_bytes=sink.target_file_bytes, max_open_files=sink.max_open_files
         )

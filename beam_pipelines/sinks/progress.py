@@ -20,10 +20,12 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines import draining, durable
+from beam_pipelines.places import is_local
 from beam_pipelines.sinks.reached import Reached, write_progress
 
 _TICK_MICROS = 1_000_000
 _EVERY_S = 0.5  # of writing it down; the launcher writes the last one
+_EVERY_AWAY_S = 2.0  # at a URL: object stores refuse one object more than a write a second, and charge each
 
 
 class Progress(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -73,6 +75,7 @@ class _WriteDown(beam.DoFn):  # type: ignore[misc]
         self._state, self._epoch, self._began = state, epoch, began_micros
         self._reached = began_micros
         self._written_s = 0.0
+        self._every_s = _EVERY_S if is_local(state) else _EVERY_AWAY_S
 
     def process(
         self,
@@ -89,7 +92,7 @@ class _WriteDown(beam.DoFn):  # type: ignore[misc]
     def _tick(self, timestamp: Any = beam.DoFn.TimestampParam, pending: Any = beam.DoFn.StateParam(PENDING)) -> None:
         pending.clear()
         now = time.monotonic()
-        if draining.cut_short(timestamp.micros) or now - self._written_s < _EVERY_S:
+        if draining.cut_short(timestamp.micros) or now - self._written_s < self._every_s:
             return
         through_ms, shown = durable.all_through(timestamp.micros), durable.all_shown(timestamp.micros)
         if self._reached is None or shown > self._reached:

@@ -85,9 +85,14 @@ class Publish(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         done = rows | "Publish" >> beam.ParDo(_Publish(self._messages)).with_outputs(DEAD, COUNTS, DOOR, main=PUBLISHED)
         done[DEAD].element_type = done[DOOR].element_type = pa.RecordBatch
         if rows.is_bounded:
-            nothing = done[PUBLISHED] | "NoFiles" >> beam.Filter(lambda _: False)
+            nothing = done[PUBLISHED] | "NoFiles" >> beam.Filter(_never)
             return Written(nothing, done[DEAD], done[COUNTS])
         return Stored(done[PUBLISHED], done[DEAD], done[DOOR])
+
+
+def _never(_: object) -> bool:
+    """By name, because a lambda is pickled with the place of its file."""
+    return False
 
 
 class PublishDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no types

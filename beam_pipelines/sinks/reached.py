@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from beam_pipelines.places import join, list_files, read_bytes, write_bytes
+from beam_pipelines.arrow.engine import literal
+from beam_pipelines.places import join, list_files, local, read_bytes, write_bytes
 from beam_pipelines.sinks.epochs import stream_folder
 
 
@@ -34,6 +35,15 @@ def starts(state: str) -> dict[int, Reached]:
         if name.endswith(".json") and name[:-5].isdigit() and (content := read_bytes(join(_folder(state), name))):
             found[int(name[:-5])] = msgspec.json.decode(content, type=Reached)
     return dict(sorted(found.items()))
+
+
+def starts_sql(state: str) -> str | None:
+    """A SELECT of the same as it is when it is asked: epoch, watermark_micros, began_micros, ended, NULL where nothing is said; None before the first start."""
+    if not any(name.endswith(".json") for name in list_files(_folder(state))):
+        return None
+    said = "columns = {watermark_micros: 'BIGINT', began_micros: 'BIGINT', ended: 'BOOLEAN'}"
+    files = literal(join(local(_folder(state)), "[0-9]*.json"))
+    return f"SELECT parse_filename(filename, true)::BIGINT AS epoch, * EXCLUDE (filename) FROM read_json({files}, {said}, filename = true)"
 
 
 def begin(state: str, epoch: int) -> Reached:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from beam_pipelines.arrow.ranges import show_instant
 from beam_pipelines.errors import RunError
 from beam_pipelines.places import join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.ledger import Ledger, Line
@@ -29,7 +30,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Metadata:
-    """Which run this was."""
+    """Which run this was. `range`: over which event times [start, end), None over all; `input`: what a batch read, its batch sources or the archive;
+    `lookups`: a hash of what each lookup held when the run began."""
 
     run_id: str
     pipeline: str
@@ -42,6 +44,9 @@ class Metadata:
     finished_at: str
     elapsed_s: float
     beam_pipelines_version: str
+    range: tuple[str, str] | None = None
+    input: str = "batch"
+    lookups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,9 @@ def metadata(run: RunInfo, *, finished_at: str) -> Metadata:
         finished_at,
         round(elapsed, 3),
         _package_version(),
+        None if run.range is None else (show_instant(run.range.start), show_instant(run.range.end)),
+        run.input,
+        dict(run.lookups),
     )
 
 
@@ -180,8 +188,8 @@ def _package_version() -> str:
 
 
 def judge_thresholds(ledger: Ledger, *, dead_letters: float | None, per_check: Mapping[str, float]) -> tuple[ThresholdResult, ...]:
-    """The thresholds a user set, judged: shares of the rows read (0 of 0 rows is 0)."""
-    read = ledger.read
+    """The thresholds a user set, judged: shares of the rows read, of a run over a range of those in it (0 of 0 rows is 0)."""
+    read = ledger.read - ledger.outside
 
     def judged(name: str, rows: int, most: float) -> ThresholdResult:
         share = rows / read if read else 0.0
@@ -200,4 +208,4 @@ def failures_of(ledger: Ledger, checks: Sequence[CheckResult], thresholds: Seque
 
 
 def _found(check: CheckResult) -> str:
-    return check.message or f"found {check.observed or f'{check.failing} failing rows'}; expected {check.expected or 'none'}"
+    return check.message or f"found {check.observed or f'{check.failing:,} failing rows'}; expected {check.expected or 'none'}"

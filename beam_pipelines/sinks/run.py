@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from beam_pipelines.arrow.ranges import Range
 from beam_pipelines.errors import SpecError
 from beam_pipelines.places import join, parent
+from beam_pipelines.sinks.loads import Table
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 STAGING = ".staging"
+TOMBSTONES = "tombstones"
+"""Name of the output in which a run over a range says which rows of other partitions are duplicates (see `tombstones`)."""
 TEXT_ENDINGS = (".csv", ".jsonl", ".csv.gz", ".jsonl.gz")
 
 
@@ -32,7 +36,9 @@ class RunInfo:
     """One run of one pipeline. `run_id` is its identity: a second commit under the same id changes nothing.
 
     `attempt` tells two launches under one id apart. `state` is the folder of runs and commits, `contract` the contract's fingerprint,
-    `started_at` ISO 8601 in UTC. `epoch` counts the starts of a stream (see `epochs`); 0 in a batch.
+    `started_at` ISO 8601 in UTC. `epoch` counts the starts of a stream (see `epochs`); 0 in a batch. A batch reads its batch sources or the
+    archive of the stream (`input`), and writes all of it or what lies in `range`, whole partitions of every output. `lookups`: name and version
+    of each lookup when the run began.
     """
 
     run_id: str
@@ -46,6 +52,14 @@ class RunInfo:
     spec: str = ""
     attempt: str = field(default_factory=lambda: secrets.token_hex(6))
     epoch: int = 0
+    range: Range | None = None
+    input: Literal["batch", "archive"] = "batch"
+    lookups: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def as_of(self) -> int:
+        """When the run began to look for its input, in microseconds since 1970."""
+        return round(datetime.fromisoformat(self.started_at).timestamp() * 1_000_000)
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.run_id):
@@ -55,11 +69,20 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """How an output is partitioned by time: its directories of level `partition` are a `unit` (hour, day, month, year) each of `column`."""
+
+    column: str
+    partition: str
+    unit: str
+
+
+@dataclass(frozen=True)
 class Output:
     """One destination of a run. `name` is its label, `of` what is written there: rows, dead_letters, or an aggregate's name.
 
     `replace`: what a run replaces. partitions: those it wrote; all: everything; runs (dead letters): letters of sources it read again. An
-    output without partitions is replaced whole.
+    output without partitions is replaced whole. `clock`: by which time it is partitioned, None if by none. `table`: what its files are loaded into.
     """
 
     name: str
@@ -69,6 +92,8 @@ class Output:
     partitions: tuple[str, ...] = ()
     replace: Literal["partitions", "all", "runs"] = "partitions"
     gzip: bool = False
+    clock: Clock | None = None
+    table: Table | None = None
 
     @property
     def single(self) -> bool:

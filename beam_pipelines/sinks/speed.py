@@ -3,6 +3,7 @@
     {path}.speed/{partition}/000001-….parquet   rows, panes or dead letters, beside the sink's own folder, which belongs to the batch
     {path}.speed/.columns.json                  types of the partition columns, which stand in names of folders only
     {state}/stream/doors/000001-….parquet       rows that left otherwise: (source, position, door, arrival time)
+    {state}/stream/doors/none.parquet           none: SQL that is kept before the first of them reads this folder, and sees it
 
 A bundle that is repeated stores its rows again under other names. So the files hold every row at least once, and a reader takes each row once
 (`speed_views`): one per (`_source`, `_position`), without those that `doors` says are duplicates; the newest pane per group and window.
@@ -11,6 +12,8 @@ Small files are merged meanwhile (`speed_compaction`).
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,14 +21,15 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 
 from beam_pipelines import metrics
 from beam_pipelines.arrow.doors import DUPLICATE, doors_of
-from beam_pipelines.arrow.schema import CHANGE, CONTRACT, PROVENANCE_NAMES, RUN_ID
+from beam_pipelines.arrow.schema import CHANGE, CONTRACT, DOORS, PROVENANCE_NAMES, RUN_ID, STORED_AT, UTC_MICROS
 from beam_pipelines.formats.named_files import new_name
-from beam_pipelines.places import join, parent, publish
+from beam_pipelines.places import create_new, exists, join, parent, publish
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.epochs import doors_folder
 from beam_pipelines.sinks.files import Closed, Layout
@@ -35,6 +39,7 @@ from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.write import DEAD, FILE, StageFiles, Write, Writing, sql_schema
 
 DOOR = "doors"
+_STAMPED = frozenset({"rows", "dead_letters", DOOR})
 
 
 class Stored(NamedTuple):
@@ -88,12 +93,22 @@ class WriteDoors(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         return done[FILE]
 
 
+def write_no_doors(state: str) -> None:
+    """A file of doors without a row, once. It is never merged, and never deleted."""
+    path = join(doors_folder(state), "none.parquet")
+    if not exists(path):
+        out = io.BytesIO()
+        pq.write_table(DOORS.append(pa.field(STORED_AT, UTC_MICROS)).empty_table(), out)
+        create_new(path, out.getvalue())
+
+
 def _speeding(writing: Writing, run: RunInfo) -> Writing:
     encoder = writing.encoder if isinstance(writing.encoder, ParquetEncoder) else ParquetEncoder()
     drop = writing.layout.drop - PROVENANCE_NAMES | {CHANGE}  # a reader tells rows apart by their provenance
     constants = ((RUN_ID, run.run_id), (CONTRACT, run.contract)) if writing.output.of == "rows" else writing.layout.constants
     layout = replace(writing.layout, folder=writing.output.speed, ending=_ending(run), drop=drop, constants=constants)
-    return replace(writing, layout=layout, encoder=encoder)
+    output = replace(writing.output, table=None)  # what that refuses was taken out where it is appended
+    return replace(writing, output=output, layout=layout, encoder=encoder)
 
 
 def _ending(run: RunInfo) -> str:
@@ -120,7 +135,7 @@ class StoreFiles(StageFiles):
             if pc.any(gone).as_py():
                 stay, left = batch.filter(pc.invert(gone)), batch.filter(gone)
                 yield TaggedOutput(DOOR, doors_of(left, DUPLICATE))
-        for output in super().process(stay):
+        for output in super().process(_stamped(stay) if self._writing.output.of in _STAMPED else stay):
             if output.tag == DEAD:  # counts belong to a batch's ledger; a stream's is taken from what is stored
                 yield output
 
@@ -134,6 +149,12 @@ class StoreFiles(StageFiles):
             metrics.count("rows_written" if self._writing.output.of == "rows" else f"{self._writing.output.of}_written", closed.rows)
             value = (FILE, self._writing.output.name, closed.partition, path, closed.rows, closed.bytes)
             yield WindowedValue(value, self._earliest, [GlobalWindow()])
+
+
+def _stamped(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With the moment: what a batch run had read by then is not newer than what it committed."""
+    now = pa.scalar(time.time_ns() // 1000, pa.int64()).cast(UTC_MICROS)
+    return batch.append_column(STORED_AT, pa.repeat(now, batch.num_rows))
 
 
 def put_in_place(closed: Closed) -> str:

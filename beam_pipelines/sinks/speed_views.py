@@ -1,6 +1,7 @@
 """The speed layer as tables: what a stream has stored so far, each row once, each window's newest pane. Loads no Beam.
 
-rows            files hold every row at least once          one per (`_source`, `_position`), of the newest run, without duplicates
+rows            files hold every row at least once          one per (`_source`, `_position`), of the newest run, without duplicates, and
+                                                            without those that have been refused since: a later start has read them again
 an aggregate    files hold every pane                       the newest per group and window, by (`_epoch`, `_pane_index`)
 dead letters    files hold every letter at least once       one per row, stage and reason; none of an aggregate for a duplicate
 
@@ -10,38 +11,86 @@ duplicates, a session that has grown. So panes of earlier starts end when a late
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Sequence
 
+from beam_pipelines.arrow.doors import FILTERED
 from beam_pipelines.arrow.engine import literal, quote
-from beam_pipelines.places import local
-from beam_pipelines.sinks.epochs import doors_folder
-from beam_pipelines.sinks.outputs import SpeedOutput, read_columns
-from beam_pipelines.sinks.reached import starts
+from beam_pipelines.arrow.schema import STORED_AT
+from beam_pipelines.places import holds, join, list_files, local
+from beam_pipelines.sinks.epochs import doors_folder, latest_epoch
+from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
+from beam_pipelines.sinks.reached import starts, starts_sql
+from beam_pipelines.sinks.views import NOTHING
 
 AT_AGGREGATE = "aggregate"
 """The stage of dead letters that concern an aggregate, not the row."""
 
+AT_SINK = "write"
+"""The stage of dead letters that one sink has refused."""
+
 _FIRST, _LAST = -(2**62), 2**62
-_NOTHING = "SELECT NULL AS nothing WHERE FALSE"
 _ROW = "_source, _position"
-_KEPT = "_source, _position, _arrival_time, _run_id, _contract"
+LETTER = "source, position, stage, reason, message"
+KEPT = "_source, _position, _arrival_time, _run_id, _contract"
 
 
-def speed_sql(state: str, output: SpeedOutput) -> str:
-    """A SELECT over what the stream of `state` has stored of `output`."""
-    files = scan(output.folder)
+def speed_sql(state: str, output: SpeedOutput, *, where: Sequence[str] = (), alike: bool = False, kept: bool = False) -> str:
+    """A SELECT over what the stream of `state` has stored of `output`: of `where`, conditions on its columns, one at most is true of a row, and of the rows
+    selected one is; all rows without any.
+
+    `alike` says that all its files have the same columns (`same_columns`): then none is opened that a condition leaves out.
+    `kept`: the SELECT is to be good for long, and looks up how far the stream has come each time; otherwise that is in its text.
+
+    The columns by which rows are placed are named where rows are told apart, so that a reader's condition on them reaches the files.
+    """
+    files = scan(output.folder, alike=alike)
     if files is None:
-        return _NOTHING
+        return NOTHING
+    chosen = " OR ".join(f"({condition})" for condition in where) or "TRUE"
     if output.of == "dead_letters":
-        newest = _newest("source, position, stage, reason, message", "run_id DESC")
-        return f"SELECT * FROM {letters_scan(state, output)} QUALIFY {newest}"
+        first = f"REPLACE (min({STORED_AT}) OVER (PARTITION BY {LETTER}) AS {STORED_AT})"
+        newest = f"SELECT * {first} FROM {letters_scan(state, output)} QUALIFY {_newest(LETTER, 'run_id DESC')}"
+        return f"SELECT * EXCLUDE ({STORED_AT}) FROM ({newest}) WHERE {chosen}"
+    place = [quote(c) for c in output.placed] if len(output.placings) <= 1 else []
+    early = bool(place) or output.of != "rows"  # a row that a changed spec placed anew must be told apart first
+    if early and alike:  # a scan for each: what contradicts a reader's condition is left out whole, and no file of it is looked at
+        files = "(" + " UNION ALL ".join(f"SELECT * FROM {files} WHERE {condition}" for condition in where or ("TRUE",)) + ")"
+    elif early:
+        files = f"(SELECT * FROM {files} WHERE {chosen})"
     if output.of != "rows":
-        window = ", ".join([*(quote(c) for c in output.group_by), "_window_start", "_window_end"])
+        window = ", ".join([*(quote(c) for c in output.group_by), "_window_start", "_window_end", *place])
         newest = _newest(window, "_epoch DESC, _pane_index DESC")
-        return f"SELECT * FROM (SELECT * FROM {files} {_shown_anew(state, output)} QUALIFY {newest}) WHERE _pane <> 'retracted'"
-    hidden = "" if output.provenance else f" EXCLUDE ({_KEPT})"
-    kept = f"SELECT * FROM {files} {_without_duplicates(state)} QUALIFY {_newest(_ROW, '_run_id DESC')}"
-    return f"SELECT *{hidden} FROM ({kept})"
+        return f"SELECT * FROM (SELECT * FROM {files} {_shown_anew(state, output, kept=kept)} QUALIFY {newest}) WHERE _pane <> 'retracted'"
+    hidden = f"{STORED_AT}" if output.provenance else f"{KEPT}, {STORED_AT}"
+    newest = f"SELECT * FROM {files} {_without_duplicates(state)} QUALIFY {_newest(', '.join([_ROW, *place]), '_run_id DESC')}"
+    refused = _refused_since(state, output, kept=kept)
+    return f"SELECT * EXCLUDE ({hidden}) FROM ({newest}) AS stored {refused} WHERE {'TRUE' if early else chosen}"
+
+
+def refused_folders(state: str, *, kept: bool = False) -> list[str]:
+    """Where letters lie that may say of a row that it has been refused since it was stored; none where every message came through once. `kept`: once
+    so far."""
+    if not kept and latest_epoch(state) < 2 and not list_files(join(state, "replays")):
+        return []
+    outputs = read_outputs(state)
+    return [o.folder for o in (outputs.outputs if outputs else ()) if o.of == "dead_letters"]
+
+
+def _refused_since(state: str, output: SpeedOutput, *, kept: bool) -> str:
+    """Leaves out rows whose newest letter was stored after them, or that have been filtered since: that takes another transform. The row's own pass
+    stored no letter of it, for it left by one door."""
+    scans = [found for folder in refused_folders(state, kept=kept) if (found := scan(folder)) is not None]
+    doors = doors_scan(state) if len(output.placings) > 1 else None
+    of_row = f"stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') OR stage = '{AT_SINK}' AND failures[1].name = {literal(output.name)}"
+    each = f"SELECT source, position, {STORED_AT} AS moment FROM"
+    parts = [f"{each} {found} WHERE position IS NOT NULL AND ({of_row})" for found in scans]
+    parts += [] if doors is None else [f"{each} {doors} WHERE door = '{FILTERED}'"]
+    if not parts:
+        return ""
+    newest = f"SELECT source AS _source, position AS _position, max(moment) AS moment FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL"
+    same = "refused._source = stored._source AND refused._position = stored._position"
+    return f"ANTI JOIN ({newest}) AS refused ON {same} AND refused.moment > stored.{STORED_AT}"
 
 
 def letters_scan(state: str, output: SpeedOutput) -> str | None:
@@ -52,33 +101,65 @@ def letters_scan(state: str, output: SpeedOutput) -> str | None:
 
 def doors_scan(state: str) -> str | None:
     """The files of rows that left the stream by another door (DOORS), each row at least once; None where there are none."""
-    return scan(doors_folder(state))
+    return scan(doors_folder(state), alike=True)
 
 
-def scan(folder: str) -> str | None:
-    """`read_parquet(…)` over all files below `folder` at the time it runs; None where there are none now.
+def same_columns(folder: str) -> str:
+    """A query for how many different sets of columns the files below `folder` have."""
+    columns = "string_agg(name || coalesce(type, '') || coalesce(logical_type, ''), ',')"
+    files = literal(local(folder).rstrip("/") + "/**/*.parquet")
+    return f"SELECT count(DISTINCT columns) FROM (SELECT {columns} AS columns FROM parquet_schema({files}) GROUP BY file_name)"
+
+
+def scan(folder: str, *, alike: bool = False) -> str | None:
+    """`read_parquet(…)` over all files below `folder` at the time it runs; None where there are none now. `alike`: they have the same columns.
 
     Compaction may be at work: files that others replace are read too, and readers take each row once. A file is deleted a minute after it was
     replaced, so a list of files is good for a minute.
     """
-    place = local(folder)
-    if "://" not in place and not _any(Path(place)):
+    place, columns = local(folder).rstrip("/"), read_columns(folder)
+    if not holds(folder, ".parquet"):
         return None
-    types = ", ".join(f"{literal(name)}: {kind}" for name, kind in read_columns(folder).items())
+    types = ", ".join(f"{literal(name)}: {kind}" for name, kind in columns.items())
     hive = f"true, hive_types = {{{types}}}" if types else "false"
-    return f"read_parquet({literal(place.rstrip('/') + '/**/*.parquet')}, union_by_name = true, hive_partitioning = {hive})"
+    joined = "" if alike else "union_by_name = true, "
+    below = "*/" * len(columns) if alike and _all_lie(folder, len(columns)) else "**/"
+    return f"read_parquet({literal(f'{place}/{below}*.parquet')}, {joined}hive_partitioning = {hive})"
 
 
-def _shown_anew(state: str, output: SpeedOutput) -> str:
-    """Leaves out panes of windows that a later start has shown anew."""
+def folders_in_use(folder: str) -> list[str] | None:
+    """The folders below `folder` in which files lie now, as paths from it; None on a URL, where looking takes long."""
+    place = local(folder).rstrip("/")
+    if "://" in place:
+        return None
+    return [at[len(place) :].strip("/") for at, _, names in os.walk(place) if any(name.endswith(".parquet") for name in names)]
+
+
+def _all_lie(folder: str, levels: int) -> bool:
+    """Whether all files lie so many folders deep: an engine lists these in half the time it takes to look for others."""
+    found = folders_in_use(folder) if levels else None
+    return found is not None and all(path.count("/") == levels - 1 and path for path in found)
+
+
+def shown_anew(state: str) -> list[tuple[int, int, int]]:
+    """Starts that have shown windows of earlier ones anew: the epoch, and from which moment to which of the arrival clock (microseconds)."""
     known = [(epoch, _micros(s.began_micros), _LAST if s.ended else _micros(s.watermark_micros)) for epoch, s in starts(state).items()]
-    later = [(epoch, began, came) for epoch, began, came in known if epoch > 1 and came > began]
+    return [(epoch, began, came) for epoch, began, came in known if epoch > 1 and came > began]
+
+
+def _shown_anew(state: str, output: SpeedOutput, *, kept: bool) -> str:
+    """Leaves out panes of windows that a later start has shown anew."""
+    later = starts_sql(state) if kept else shown_anew(state)
     if not later:
         return ""
     end = "epoch_us(_window_end)"
     anew = f"{end} + {output.open_micros} >= began AND {end} + {output.shown_micros} < came"
-    values = ", ".join(f"({epoch}, {began}, {came})" for epoch, began, came in later)
-    return f"WHERE NOT EXISTS (SELECT 1 FROM (VALUES {values}) AS later(epoch, began, came) WHERE epoch > _epoch AND {anew})"
+    if isinstance(later, str):
+        came = f"CASE WHEN ended THEN {_LAST} ELSE coalesce(watermark_micros, {_FIRST}) END AS came"
+        starts = f"(SELECT epoch, coalesce(began_micros, {_FIRST}) AS began, {came} FROM ({later}) WHERE epoch > 1 AND came > began)"
+    else:
+        starts = f"(VALUES {', '.join(map(str, later))})"
+    return f"WHERE NOT EXISTS (SELECT 1 FROM {starts} AS later(epoch, began, came) WHERE epoch > _epoch AND {anew})"
 
 
 def _micros(at: int | None) -> int:
@@ -91,10 +172,6 @@ def _without_late_duplicates(state: str) -> str:
     if files is None:
         return ""
     return f"ANTI JOIN (SELECT DISTINCT source, position, '{AT_AGGREGATE}' AS stage FROM {files} WHERE door = 'duplicate') USING (source, position, stage)"
-
-
-def _any(folder: Path) -> bool:
-    return next(folder.rglob("*.parquet"), None) is not None
 
 
 def _newest(by: str, order: str) -> str:

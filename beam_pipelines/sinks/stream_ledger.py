@@ -6,6 +6,15 @@ Rows are counted, each once, and never bundles: a bundle that is repeated after 
 are stored but not yet through: those in work, or, after a crash, those that the next start takes up again.
 
 Each row is a set of doors, a bit for each, found in one pass over all files; what is asked is asked of the few sets that occur.
+
+A message may come through more than once: a start with another spec reads the archive's tail again, a dead letter is sent again once its fault is repaired.
+Then its newest pass counts, alone. Only rows that left by several doors are looked at so closely.
+
+    dead (start 1) ─▶ written (start 2)            written
+    dead ─▶ sent again ─▶ written                  written
+    dead and written in one pass                   left twice: a fault
+
+Where retention has deleted something, what arrived since counts: of that nothing is gone (`deletions.complete_since`).
 """
 
 from __future__ import annotations
@@ -13,13 +22,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import duckdb
+import msgspec
 
 from beam_pipelines.arrow.engine import literal
-from beam_pipelines.places import join, list_files, list_folders, size
+from beam_pipelines.arrow.schema import STORED_AT
+from beam_pipelines.places import join, list_files, list_folders, read_bytes, size
+from beam_pipelines.places.sql import gone, reading
+from beam_pipelines.sinks.deletions import complete_since
+from beam_pipelines.sinks.epochs import Start, stream_folder
 from beam_pipelines.sinks.ledger import Line
 from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs
+from beam_pipelines.sinks.resolutions import sent_sql
 from beam_pipelines.sinks.results import OutputResult
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, doors_scan, letters_scan, scan, speed_sql
 
@@ -77,19 +93,24 @@ def stream_ledger(state: str, outputs: StreamOutputs) -> StreamLedger:
     """The ledger of everything that the stream of `state` has ever read."""
     try:
         return _ledger(state, outputs)
-    except duckdb.IOException:  # a file was merged and deleted meanwhile (see `speed_views.scan`)
-        return _ledger(state, outputs)
+    except duckdb.Error as error:
+        if not gone(error):
+            raise
+        return _ledger(state, outputs)  # a file was merged and deleted meanwhile (see `speed_views.scan`)
 
 
 def _ledger(state: str, outputs: StreamOutputs) -> StreamLedger:
-    connection = duckdb.connect(":memory:")
+    connection = reading(duckdb.connect(":memory:"), state, *(output.folder for output in outputs.outputs))
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"CREATE TABLE letters AS {_letters_sql(state, outputs)}")
     sinks = _Sinks(tuple(output.name for output in outputs.outputs if output.of == "rows"))
     connection.execute(
         f"CREATE TABLE left_by AS SELECT source, position, bit_or(door) AS doors FROM ({_doors_sql(state, outputs, sinks)}) GROUP BY ALL"
     )
-    found = connection.execute("SELECT source, doors, count(*) FROM left_by GROUP BY ALL ORDER BY ALL").fetchall()
+    found = _sets(connection)
+    several = sorted({doors for _, doors, _ in found if len(sinks.exits(doors)) > 1})
+    if several and _newest_pass(connection, state, outputs, sinks, several):
+        found = _sets(connection)
     late = connection.execute(_late_sql(outputs)).fetchall()
     sources = sorted({source for source, *_ in found})
     lines = tuple(_line(source, sinks, {doors: n for s, doors, n in found if s == source}, late) for source in sources)
@@ -99,6 +120,10 @@ def _ledger(state: str, outputs: StreamOutputs) -> StreamLedger:
     lost = _named(connection, sinks, [doors for _, doors, _ in found if doors & _READ and sinks.missing(doors)])
     twice = _named(connection, sinks, [doors for _, doors, _ in found if len(sinks.exits(doors)) > 1])
     return StreamLedger(lines, dict(open_rows), lost, twice, dict(connection.execute(_REASONS).fetchall()))
+
+
+def _sets(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
+    return connection.execute("SELECT source, doors, count(*) FROM left_by GROUP BY ALL ORDER BY ALL").fetchall()
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,11 @@ class _Sinks:
     def refused(self, name: str) -> int:
         """The door of rows that the output refused."""
         return self.written(name) << 1
+
+    def at_sink(self) -> str:
+        """SQL for the door of a letter of a sink."""
+        refused = "".join(f" WHEN {literal(name)} THEN {self.refused(name)}" for name in self.names)
+        return f"CASE failures[1].name{refused} ELSE 0 END" if refused else "0"
 
     def there(self, name: str, doors: int) -> bool:
         """Whether readers see the row in the output."""
@@ -158,39 +188,95 @@ def _named(connection: duckdb.DuckDBPyConnection, sinks: _Sinks, sets: Sequence[
     return tuple(Misplaced(s, p, tuple(sinks.exits(d)), tuple(sinks.missing(d))) for s, p, d in connection.execute(sql).fetchall())
 
 
+def _newest_pass(connection: duckdb.DuckDBPyConnection, state: str, outputs: StreamOutputs, sinks: _Sinks, several: Sequence[int]) -> bool:
+    """Leaves to rows that left by `several` sets of doors those of their newest pass, and forgets letters of earlier ones; False where there was one pass.
+
+    A pass begins with a start of the stream, or after the letter that was sent again. The rows of an earlier pass stay in their outputs, so what is stored
+    counts as a whole where the newest pass stores it at all; of one output, what its newest pass says.
+    """
+    starts, sent = _starts(state)[1:], sent_sql(state)
+    if not starts and sent is None:
+        return False
+    among = ", ".join(map(str, several))
+    connection.execute(f"CREATE TABLE several AS SELECT source, position FROM left_by WHERE doors IN ({among})")
+    began = f"len(list_filter({starts or '[]::BIGINT[]'}, lambda x: x <= stored))"
+    again = sent or "SELECT NULL::VARCHAR AS source, NULL::BIGINT AS position, NULL::TIMESTAMPTZ AS moment WHERE FALSE"
+    connection.execute(f"""
+        CREATE TABLE newest AS WITH entries AS (
+            SELECT source, position, door, coalesce(epoch_us(stored), 0) AS stored
+            FROM ({_doors_sql(state, outputs, sinks, stamped=True)}) SEMI JOIN several USING (source, position) WHERE door > {_READ}),
+        sent AS (SELECT source, position, list(epoch_us(moment)) AS sent FROM ({again}) GROUP BY ALL),
+        passed AS (
+            SELECT source, position, door, {began} + coalesce(len(list_filter(sent, lambda x: x < stored)), 0) AS pass,
+                least(door, {1 << _FIRST_SINK}) AS kind, bit_count(door - 1) // 2 AS output
+            FROM entries LEFT JOIN sent USING (source, position)),
+        ranked AS (
+            SELECT *, max(pass) OVER (PARTITION BY source, position) AS of_row, max(pass) OVER (PARTITION BY source, position, kind) AS of_kind,
+                max(pass) OVER (PARTITION BY source, position, kind, output) AS of_output
+            FROM passed),
+        last AS (
+            SELECT source, position, bit_or(CASE WHEN of_kind = of_row AND pass = of_output THEN door ELSE 0 END) AS doors, bit_or(door) AS ever
+            FROM ranked GROUP BY ALL)
+        SELECT source, position, doors | CASE WHEN doors >= {1 << _FIRST_SINK} THEN ever & {_DUPLICATE} ELSE 0 END AS doors FROM last""")
+    same = "newest.source = {0}.source AND newest.position = {0}.position"
+    connection.execute(f"UPDATE left_by SET doors = left_by.doors & {_READ} | newest.doors FROM newest WHERE {same.format('left_by')}")
+    gone = (
+        f"CASE stage WHEN '{_AT_SINK}' THEN {sinks.at_sink()} WHEN '{AT_AGGREGATE}' THEN newest.doors ELSE {_DEAD} END & newest.doors = 0"
+    )
+    connection.execute(f"DELETE FROM letters USING newest WHERE {same.format('letters')} AND {gone}")
+    return True
+
+
+def _starts(state: str) -> list[int]:
+    """When each start of the stream took its number, in microseconds, ascending."""
+    place = join(stream_folder(state), "epochs")
+    found = [read_bytes(join(place, name)) for name in list_files(place) if name.endswith(".json")]
+    begun = [datetime.fromisoformat(msgspec.json.decode(content, type=Start).started_at) for content in found if content]
+    return sorted(round(at.timestamp() * 1_000_000) for at in begun)
+
+
 _REASONS = "SELECT stage || ':' || reason, count(DISTINCT (source, position)) FROM letters GROUP BY ALL ORDER BY ALL"
 
 
-def _doors_sql(state: str, outputs: StreamOutputs, sinks: _Sinks) -> str:
-    """(source, position, door) of everything that is stored, as often as it is."""
-    ways = list(_stored(outputs.archive, _READ))
+def _doors_sql(state: str, outputs: StreamOutputs, sinks: _Sinks, *, stamped: bool = False) -> str:
+    """(source, position, door) of everything that is stored, as often as it is; `stamped`: of all but messages, and when it was (`stored`)."""
+    stored = f", {STORED_AT} AS stored" if stamped else ""
+    since = complete_since(state)
+    ways = [] if stamped else list(_stored(outputs.archive, _READ, since))
     doors = doors_scan(state)
     if doors is not None:
-        ways.append(f"SELECT source, position, CASE door WHEN 'duplicate' THEN {_DUPLICATE} ELSE {_FILTERED} END AS door FROM {doors}")
+        ways.append(
+            f"SELECT source, position, CASE door WHEN 'duplicate' THEN {_DUPLICATE} ELSE {_FILTERED} END AS door{stored} FROM {doors}{_since(since, 'arrival_time')}"
+        )
     for output in outputs.outputs:
-        ways += list(_stored([output.folder], sinks.written(output.name))) if output.of == "rows" else []
-    refused = "".join(f" WHEN {literal(name)} THEN {sinks.refused(name)}" for name in sinks.names)
-    at_sink = f"CASE failures[1].name{refused} ELSE 0 END" if refused else "0"
-    ways.append(
-        f"SELECT source, position, CASE stage WHEN '{_AT_SINK}' THEN {at_sink} ELSE {_DEAD} END AS door FROM letters WHERE {_OF_ROWS}"
-    )
+        ways += list(_stored([output.folder], sinks.written(output.name), since, stored)) if output.of == "rows" else []
+    letter = f"CASE stage WHEN '{_AT_SINK}' THEN {sinks.at_sink()} ELSE {_DEAD} END"
+    ways.append(f"SELECT source, position, {letter} AS door{', stored' if stamped else ''} FROM letters WHERE {_OF_ROWS}")
     return " UNION ALL ".join(ways)
 
 
 _OF_ROWS = f"stage <> '{AT_AGGREGATE}' AND source IS NOT NULL AND position IS NOT NULL"
 
 
-def _stored(folders: Sequence[str], door: int) -> Iterator[str]:
+def _stored(folders: Sequence[str], door: int, since: int | None, more: str = "") -> Iterator[str]:
     for found in filter(None, map(scan, folders)):
-        yield f"SELECT _source::VARCHAR AS source, _position AS position, {door}::BIGINT AS door FROM {found}"
+        yield f"SELECT _source::VARCHAR AS source, _position AS position, {door}::BIGINT AS door{more} FROM {found}{_since(since, '_arrival_time')}"
+
+
+def _since(since: int | None, arrival: str) -> str:
+    return "" if since is None else f" WHERE {arrival} IS NULL OR epoch_us({arrival}) >= {since}"
 
 
 def _letters_sql(state: str, outputs: StreamOutputs) -> str:
     scans = [found for o in outputs.outputs if o.of == "dead_letters" and (found := letters_scan(state, o)) is not None]
     if not scans:
         return """SELECT NULL::VARCHAR AS source, NULL::BIGINT AS position, NULL::VARCHAR AS stage, NULL::VARCHAR AS reason,
-            NULL::STRUCT(name VARCHAR, "column" VARCHAR, message VARCHAR)[] AS failures WHERE FALSE"""
-    return " UNION ".join(f"SELECT source, position, stage, reason, failures FROM {found}" for found in scans)
+            NULL::STRUCT(name VARCHAR, "column" VARCHAR, message VARCHAR)[] AS failures, NULL::TIMESTAMPTZ AS stored WHERE FALSE"""
+    since = _since(complete_since(state), "arrival_time")
+    each = " UNION ALL ".join(
+        f"SELECT source, position, stage, reason, failures, {STORED_AT} AS stored FROM {found}{since}" for found in scans
+    )
+    return f"SELECT * EXCLUDE (stored), max(stored) AS stored FROM ({each}) GROUP BY source, position, stage, reason, failures"
 
 
 def _late_sql(outputs: StreamOutputs) -> str:
@@ -213,7 +299,8 @@ def _stored_output(state: str, output: SpeedOutput, ledger: StreamLedger) -> Out
     if output.of == "rows":
         rows = sum(line.written.get(output.name, 0) for line in ledger.lines)
     else:
-        rows = int(duckdb.connect(":memory:").execute(f"SELECT count(*) FROM ({speed_sql(state, output)})").fetchall()[0][0])
+        sql = f"SELECT count(*) FROM ({speed_sql(state, output)})"
+        rows = int(reading(duckdb.connect(":memory:"), sql).execute(sql).fetchall()[0][0])
     files = list(_files(output.folder))
     partitions = sorted({path.removeprefix(output.folder).strip("/").rpartition("/")[0] for path in files} - {""})
     return OutputResult(output.name, output.of, output.folder, "parquet", rows, len(files), size(files), tuple(partitions), status="stored")

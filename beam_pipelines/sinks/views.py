@@ -10,6 +10,8 @@ from beam_pipelines.sinks.manifest import Snapshot
 
 BASE64 = "base64:"
 """Prefix, in text files, of bytes that are no UTF-8."""
+NOTHING = "SELECT NULL AS nothing WHERE FALSE"
+"""An output that never had a row: its columns are not known."""
 
 
 def select_sql(snapshot: Snapshot) -> str:
@@ -20,12 +22,12 @@ def select_sql(snapshot: Snapshot) -> str:
     if not snapshot.files or not snapshot.schema:  # without a schema no row was ever written
         return _empty(snapshot.schema)
     columns = ", ".join(_name(n) if snapshot.format == "parquet" else _value(n, kind) for n, kind in snapshot.schema)
-    return f"SELECT {columns} FROM {_scan(snapshot)}{_where(snapshot.superseded)}"
+    return f"SELECT {columns} FROM {_scan(snapshot)}{_where(snapshot) if snapshot.of == 'dead_letters' else ''}"
 
 
 def _empty(schema: Sequence[tuple[str, str]]) -> str:
     columns = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in schema)
-    return f"SELECT {columns or 'NULL AS nothing'} WHERE FALSE"
+    return f"SELECT {columns} WHERE FALSE" if columns else NOTHING
 
 
 def _scan(snapshot: Snapshot) -> str:
@@ -34,7 +36,8 @@ def _scan(snapshot: Snapshot) -> str:
     if snapshot.format == "parquet":
         hive = {p: types[p] for p in snapshot.partitions if p in types}
         options = f", hive_partitioning = true, hive_types = {_struct(hive)}" if hive else ", hive_partitioning = false"
-        return f"read_parquet({files}, union_by_name = true{options})"
+        joined = "" if snapshot.alike else ", union_by_name = true"  # which opens every file to learn its columns
+        return f"read_parquet({files}{joined}{options})"
     if snapshot.format == "csv":
         return f"read_csv({files}, header = true, delim = ',', quote = '\"', escape = '\"', auto_detect = false, allow_quoted_nulls = false, columns = {_struct(_texts(types), quoted=True)})"
     return f"read_json({files}, format = 'newline_delimited', columns = {_struct(_bytes_as_text(types), quoted=True)})"
@@ -59,11 +62,44 @@ def _texts(types: Mapping[str, str]) -> dict[str, str]:
     return {n: "VARCHAR" if k.endswith("]") or k.startswith(("STRUCT", "MAP")) or k == "BLOB" else k for n, k in types.items()}
 
 
-def _where(superseded: Mapping[str, Sequence[str]]) -> str:
+def _where(snapshot: Snapshot) -> str:
+    """Leaves out letters that later runs have superseded."""
     clauses = [
-        f"NOT (run_id = {_text(run)} AND source IN ({', '.join(map(_text, sources))}))" for run, sources in superseded.items() if sources
+        f"NOT (run_id = {_text(run)} AND source IN ({', '.join(map(_text, sources))}))"
+        for run, sources in snapshot.superseded.items()
+        if sources
     ]
+    versions = ", ".join(f"({_text(run)}, {version})" for run, version in snapshot.said_in.items())
+    if versions and any(s.version > min(snapshot.said_in.values()) for s in snapshot.settled):
+        joined = f"JOIN (VALUES {versions}) AS said(by_run, said_in) ON said_in < in_version"
+        clauses.append(f"NOT {settled_sql(snapshot, joined, 'by_run = run_id')}")
     return f" WHERE {' AND '.join(clauses)}" if clauses else ""
+
+
+def settled_sql(snapshot: Snapshot, joined: str, earlier: str) -> str:
+    """A condition on a dead letter: a run has read its record again since. `earlier` says what "since" means, over settled(…, in_version, as_of)."""
+    if not snapshot.settled:
+        return "FALSE"
+    sources = ", ".join(f"({_text(key)}, {_text(source)})" for key, listed in snapshot.source_sets.items() for source in listed)
+    known = (
+        f"JOIN (VALUES {sources}) AS known(key, known_source) ON key = read"
+        if sources
+        else "JOIN (SELECT NULL AS key, NULL AS known_source WHERE FALSE) ON TRUE"
+    )
+    ranges = ", ".join(
+        f"({s.version}, {s.as_of}, {_text(s.sources)}, {_bigint(s.start)}, {s.end}, {'NULL::BIGINT' if s.since is None else s.since})"
+        for s in snapshot.settled
+    )
+    return (
+        f"EXISTS (SELECT 1 FROM (VALUES {ranges}) AS settled(in_version, as_of, read, from_time, to_time, since) {joined} {known}"
+        f" WHERE {earlier} AND known_source = source AND (since IS NULL OR epoch_us(arrival_time) >= since)"
+        " AND (event_time IS NULL OR epoch_us(event_time) >= from_time AND epoch_us(event_time) < to_time))"
+    )
+
+
+def _bigint(number: int) -> str:
+    """As SQL: the smallest one has no literal."""
+    return f"({number + 1} - 1)::BIGINT" if number == -(2**63) else f"{number}::BIGINT"
 
 
 def _struct(types: Mapping[str, str], *, quoted: bool = False) -> str:

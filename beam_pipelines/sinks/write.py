@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import duckdb
+import numpy as np
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
@@ -20,12 +21,15 @@ from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.program import row_json
 from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.sinks.bigquery_limits import limits
+from beam_pipelines.sinks.bigquery_schema import Field
 from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.run import Output, RunInfo, staging_of
 
 DEAD, COUNTS = "dead", "counts"
 FILE, SCHEMA = "file", "schema"
+LETTERS = "dead_letters"
 
 
 class Written(NamedTuple):
@@ -80,6 +84,7 @@ class StageFiles(beam.DoFn):  # type: ignore[misc]
     def __init__(self, writing: Writing) -> None:
         self._writing = writing
         self._secret: bytes | None = None
+        self._fields: tuple[pa.Schema, tuple[Field, ...]] | None = None
 
     def setup(self) -> None:
         if self._writing.masking is not None:
@@ -92,7 +97,8 @@ class StageFiles(beam.DoFn):  # type: ignore[misc]
         if not batch.num_rows:
             return
         name = self._writing.output.name
-        for refused in self._files.write(self._masked(batch)):
+        taken, back = self._takes(self._masked(batch))
+        for refused in [*back, *self._files.write(taken)]:
             yield beam.pvalue.TaggedOutput(DEAD, self._letters(refused))
             first = unit_of(refused.rows)
             for source, rows in rows_by_source(refused.rows).items():
@@ -111,6 +117,23 @@ class StageFiles(beam.DoFn):  # type: ignore[misc]
     def _masked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         masking = self._writing.masking
         return batch if masking is None else mask_columns(batch, masking.how, key=self._secret)
+
+    def _takes(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Refused]]:
+        """The rows that the output's table takes, and those that it would refuse, by reason. A dead letter is never refused: it has no other door."""
+        table = self._writing.output.table
+        if table is None or self._writing.output.of == LETTERS:
+            return batch, []
+        own = batch.select([n for n in batch.schema.names if n not in self._writing.layout.drop])
+        if self._fields is None or self._fields[0] != own.schema:
+            self._fields = (own.schema, table.fields(sql_schema(own.schema)))
+        wrong = limits(own, self._fields[1])
+        if not wrong:
+            return batch, []
+        back = [
+            Refused(batch.take([row for row, why in wrong.items() if why == reason]), f"{table.name}: {reason}")
+            for reason in dict.fromkeys(wrong.values())
+        ]
+        return batch.take(pa.array(np.setdiff1d(np.arange(batch.num_rows), list(wrong)))), back
 
     def _letters(self, refused: Refused) -> pa.RecordBatch:
         """Letters whose raw bytes are the row as JSON: the record itself was dropped after validation."""

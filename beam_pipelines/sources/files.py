@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +23,8 @@ from beam_pipelines.errors import SourceError
 from beam_pipelines.formats.compression import codec_of, decompress
 from beam_pipelines.formats.reader import Broken, Limits
 from beam_pipelines.formats.registry import reader
+from beam_pipelines.places import gcs, open_read
+from beam_pipelines.places.refusing import advice
 from beam_pipelines.spec.sources import BatchSource, FileSource
 
 DEAD, COUNTS = "dead", "counts"
@@ -50,18 +52,20 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Raw batches of the files of all `sources`, in one PCollection; each batch's schema metadata says which source it is of.
 
     Sources of other kinds are left alone, but counted in the numbers. Files are listed when the graph is built. Every record is in a batch or, where it cannot be read, a dead letter with its byte
-    offset; a file that has vanished or cannot be opened is one dead letter (reason FILE).
+    offset; a file that has vanished or cannot be opened is one dead letter (reason FILE). `only`: no other files are read.
 
     Raises SourceError where a pattern matches no file.
     """
 
-    def __init__(self, sources: Sequence[BatchSource], contract: Contract) -> None:
+    def __init__(self, sources: Sequence[BatchSource], contract: Contract, *, only: Collection[str] | None = None) -> None:
         super().__init__()
+        self.only = only
         self.sources = {number: source for number, source in enumerate(sources) if isinstance(source, FileSource)}
         self.contract = contract
 
     def expand(self, begin: beam.pvalue.PBegin) -> ReadRows:
-        ranges = [(number, *part) for number, source in self.sources.items() for part in file_ranges(source, self.contract)]
+        parts = ((number, part) for number, source in self.sources.items() for part in file_ranges(source, self.contract))
+        ranges = [(number, *part) for number, part in parts if self.only is None or part.path in self.only]
         read_range = beam.ParDo(_ReadRange(self.sources, self.contract)).with_output_types(
             pa.RecordBatch, dead=pa.RecordBatch, counts=Count
         )
@@ -157,23 +161,43 @@ def file_ranges(source: FileSource, contract: Contract) -> list[FileRange]:
     return ranges
 
 
+class FileVersion(NamedTuple):
+    """What a listing says of a file: bytes, and when it was last changed (seconds since 1970; 0 where the file system does not tell)."""
+
+    size: int
+    modified: float
+
+
 def list_files(patterns: Sequence[str]) -> list[tuple[str, int]]:
     """Path and size of every file that a pattern matches: a path, a glob, or a directory (its files, not hidden ones).
 
     Raises SourceError where a pattern matches nothing.
     """
-    found: dict[str, int] = {}
+    return [(path, version.size) for path, version in list_versions(patterns).items()]
+
+
+def list_versions(patterns: Sequence[str]) -> dict[str, FileVersion]:
+    """Every file that a pattern matches, in path order, and which version of it is there. Raises SourceError where a pattern matches nothing."""
+    found: dict[str, FileVersion] = {}
     for pattern in patterns:
-        matched = list(_match(pattern))
+        matched = matching(pattern)
         if not matched:
             raise SourceError(f"sources: {pattern}: matches no file.", hint="Check the path; relative paths start at the spec's folder.")
         found.update(matched)
-    return sorted(found.items())
+    return dict(sorted(found.items()))
 
 
-def _match(pattern: str) -> Iterable[tuple[str, int]]:
+def matching(pattern: str) -> dict[str, FileVersion]:
+    """Every file that a pattern matches, which may be none. Raises SourceError where the place cannot be listed."""
+    return dict(_match(pattern))
+
+
+def _match(pattern: str) -> Iterable[tuple[str, FileVersion]]:
     directory = os.path.isdir(pattern) or pattern.endswith("/")
     glob = pattern.rstrip("/") + "/**" if directory else pattern
+    if glob.startswith(gcs.SCHEME):
+        yield from _match_in_cloud(glob, directory)
+        return
     try:
         results = FileSystems.match([glob])
     except Exception as error:  # Beam wraps every filesystem's errors in its own classes
@@ -181,12 +205,25 @@ def _match(pattern: str) -> Iterable[tuple[str, int]]:
     for metadata in results[0].metadata_list:
         name = metadata.path.rsplit("/", 1)[-1]
         if not (directory and name.startswith((".", "_"))):
-            yield metadata.path, metadata.size_in_bytes
+            yield metadata.path, FileVersion(metadata.size_in_bytes, metadata.last_updated_in_seconds or 0.0)
+
+
+def _match_in_cloud(glob: str, directory: bool) -> Iterator[tuple[str, FileVersion]]:
+    try:
+        found = gcs.matching(glob)
+    except OSError as error:
+        raise SourceError(f"sources: {glob}: cannot be listed: {error}.", hint=advice(error)) from error
+    for listed in found:
+        name = listed.path.rsplit("/", 1)[-1]
+        if name and not (directory and name.startswith((".", "_"))):
+            yield listed.path, FileVersion(listed.size, listed.updated)
 
 
 def _open(part: FileRange, source: FileSource) -> BinaryIO:
     stream: BinaryIO
-    if "://" in part.path:
+    if part.path.startswith(gcs.SCHEME):
+        stream = open_read(part.path)
+    elif "://" in part.path:
         stream = FileSystems.open(part.path, compression_type=CompressionTypes.UNCOMPRESSED)
     else:
         stream = open(part.path, "rb", buffering=0)  # noqa: SIM115  (the caller closes it)

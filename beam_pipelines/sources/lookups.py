@@ -1,4 +1,4 @@
-"""Lookup tables from files, read once per worker process when the first batch asks for them."""
+"""Lookup tables from files and from BigQuery, read once per worker process when the first batch asks for them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.orc
 import pyarrow.parquet
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from beam_pipelines.arrow.conform import conform_batch
 from beam_pipelines.arrow.contract import Column, Contract
@@ -28,25 +26,29 @@ from beam_pipelines.arrow.enrich import LookupTable, lookup_table
 from beam_pipelines.errors import RunError, SourceError, SpecError
 from beam_pipelines.formats.compression import codec_of, decompress
 from beam_pipelines.formats.options import CsvFormat, Format
-from beam_pipelines.sources.files import list_files
+from beam_pipelines.places import open_read
+from beam_pipelines.sources.bigquery_session import changed, read_table
+from beam_pipelines.sources.files import list_files, list_versions
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import LookupSource
+from beam_pipelines.spec.sources import AnyLookup, BigQueryLookup
 
 _LOG = logging.getLogger(__name__)
 _MAX_EXPANSION = 1000
+_PATIENCE_S = 120.0  # with a service that does not answer
+_PATIENCE_HELD_S = 5.0  # where a table is held, and rows wait for another
 _MOST = 16  # tables held by a process
 
 
 @dataclass(frozen=True)
 class FileLookup:
-    """A lookup's files; calling it gives the table, the same object for all batches of a worker process.
+    """A lookup's files, or its table or query of BigQuery; calling it gives the table, the same object for all batches of a worker process.
 
-    `job` tells the jobs of one process apart: each reads the files anew. An `endless` job reads them again after the lookup's `refresh`; files
-    that cannot be read then leave the table as it was, with a warning, until they can.
+    `job` tells the jobs of one process apart: each reads the files anew, and runs a query once for all its workers. An `endless` job reads them again after the
+    lookup's `refresh`; files that cannot be read then leave the table as it was, with a warning, until they can.
     """
 
     name: str
-    source: LookupSource
+    source: AnyLookup
     job: str = field(default_factory=lambda: uuid.uuid4().hex)
     endless: bool = False
 
@@ -65,19 +67,39 @@ class FileLookup:
     def _due_s(self) -> float | None:
         return self.source.refresh / 1e6 if self.endless and self.source.refresh is not None else None
 
+    @property
+    def _job(self) -> str:
+        """Names the query's job: workers that read within one `refresh` share its answer."""
+        due_s = self._due_s
+        return self.job if due_s is None else f"{self.job}-{int(time.time() // due_s)}"
+
     def _read(self, held: _Held | None) -> LookupTable:
         try:
-            return _loaded(self.name, self.source)
-        except (SourceError, RunError) as error:
+            return _loaded(self.name, self.source, self._job, _PATIENCE_S if held is None else _PATIENCE_HELD_S)
+        except (RunError, SpecError) as error:
             if held is None:
                 raise
-            _LOG.warning("lookup '%s' stays as it was, its files cannot be read: %s", self.name, error)
+            what = "table" if isinstance(self.source, BigQueryLookup) else "files"
+            _LOG.warning("lookup '%s' stays as it was, its %s cannot be read: %s", self.name, what, error)
             return held.table
 
 
 def lookups_of(spec: PipelineSpec, *, endless: bool = False) -> dict[str, FileLookup]:
     """What opens each lookup of `spec`, by name; an `endless` job refreshes them."""
     return {name: FileLookup(name, source, endless=endless) for name, source in spec.lookups.items()}
+
+
+def versions_of(spec: PipelineSpec, lookups: Mapping[str, FileLookup]) -> tuple[tuple[str, str], ...]:
+    """Name and `LookupTable.version` of each lookup that a transform takes columns from; read for it where this process has not yet."""
+    taken = {step.lookup.from_ for step in spec.transform if step.lookup is not None}
+    return tuple((name, lookups[name]().version) for name in sorted(taken))
+
+
+def state_of(source: AnyLookup) -> object:
+    """What differs when the lookup's content may: its files as they are, when its table was changed; of a query that is not known, and it is never the same."""
+    if isinstance(source, BigQueryLookup):
+        return changed(source, who="lookups") or uuid.uuid4().hex
+    return list(list_versions(source.patterns).items())
 
 
 class _Held(NamedTuple):
@@ -91,7 +113,10 @@ _lock = threading.Lock()
 _held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
 
 
-def _loaded(name: str, source: LookupSource) -> LookupTable:
+def _loaded(name: str, source: AnyLookup, job: str, patience_s: float) -> LookupTable:
+    if isinstance(source, BigQueryLookup):
+        table = as_batch(read_table(source, who=f"lookup '{name}'", job=job, patience_s=patience_s))
+        return lookup_table(_typed(table, source.columns or {}, name), name=name, key=source.keys, duplicates=source.duplicates)
     tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
     table = as_batch(pa.concat_tables(tables, promote_options="permissive"))
     return lookup_table(_typed(table, source.columns or {}, name), name=name, key=source.keys, duplicates=source.duplicates)
@@ -100,7 +125,7 @@ def _loaded(name: str, source: LookupSource) -> LookupTable:
 def _read(path: str, size: int, fmt: Format, name: str) -> pa.Table:
     try:
         codec = codec_of(path, "auto")
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+        with open_read(path) as raw:
             stream = raw if codec is None else decompress(raw, codec, max_expansion=_MAX_EXPANSION, compressed_size=size)
             return _READERS[fmt.type](stream, fmt)
     except OSError as error:

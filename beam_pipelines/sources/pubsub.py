@@ -30,16 +30,20 @@ from beam_pipelines.sources.pubsub_calls import Subscription, back_off_s, code, 
 from beam_pipelines.sources.pubsub_puller import Puller
 from beam_pipelines.sources.pubsub_pulling import Delivery, PullSettings, PullStatus
 from beam_pipelines.sources.pubsub_replay import Replay
+from beam_pipelines.sources.pubsub_reports import report
 from beam_pipelines.spec.sources import PubsubSource
 
 split_progress.install()
 
 # One bundle is a few elements: what was read is committed, and goes on downstream, several times a second.
 ELEMENTS_OF_A_BUNDLE, BUNDLE_S = 8, 0.5
+BROKEN_OFF = "the runner went back to a checkpoint; the stream is to be started anew."
+_LOOK_S = 0.05
 POLL_S = 0.2  # Flink cuts it to whole seconds, that is to 0
 
 _lock = threading.Lock()
 _pullers: dict[tuple[str, str, str], Puller] = {}
+_elsewhere: list[PullStatus] = []
 
 
 class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -55,6 +59,11 @@ class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     `replay` gives batches of the archive (MESSAGES), which come first, marked `as_archived`; until they are through, the watermark stays
     at `replay_from` (microseconds), and live messages are pulled but not given. With `others_s` it stays there as long as messages may be
     leased to an earlier process (None: for a lease from now), while others are given.
+
+    `unbroken` is for jobs that are started anew when they fail, and whose runner would rather go on from a checkpoint: a reader that is to begin elsewhere than where
+    the last one ended raises TransientError. What was handed out since is then in no state, and the watermark would pass it.
+
+    A reader waits for messages for `idle_s` before its bundle ends without any: on Flink every bundle leaves something in the state. `control` is a folder by which a process elsewhere follows the source and ends it (`pubsub_reports`).
 
     The reader raises SourceError, which fails the job, where the subscription does not exist or may not be pulled; outages are waited
     for. Raises SpecError where google-cloud-pubsub is not installed.
@@ -72,11 +81,14 @@ class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         ack_lag: int = 0,
         linger_s: float = 0.2,
         poll_s: float = POLL_S,
+        idle_s: float = 0.0,
+        unbroken: bool = False,
+        control: str | None = None,
     ) -> None:
         super().__init__()
         self.settings = replace(
             pull_settings(source), number=number, ack=ack, ack_lag=ack_lag, linger_s=linger_s, job=uuid.uuid4().hex,
-            others_s=others_s,
+            others_s=others_s, idle_s=idle_s, unbroken=unbroken, control=control,
         )  # fmt: skip
         self.replay, self.replay_from = replay, replay_from
         self.poll_s = poll_s
@@ -103,10 +115,16 @@ def pull_settings(source: PubsubSource) -> PullSettings:
 
 
 def status() -> tuple[PullStatus, ...]:
-    """How the subscriptions stand that this process reads or has read since `close`."""
+    """How the subscriptions stand that this process reads or has read since `close`, and those it has heard of."""
     with _lock:
-        pullers = list(_pullers.values())
-    return tuple(puller.status() for puller in pullers)
+        pullers, elsewhere = list(_pullers.values()), list(_elsewhere)
+    return (*(puller.status() for puller in pullers), *elsewhere)
+
+
+def heard(statuses: tuple[PullStatus, ...]) -> None:
+    """How the subscriptions stand that other processes of the same job read."""
+    with _lock:
+        _elsewhere[:] = statuses
 
 
 def close(timeout_s: float = 10.0) -> None:
@@ -114,6 +132,7 @@ def close(timeout_s: float = 10.0) -> None:
     with _lock:
         pullers = list(_pullers.values())
         _pullers.clear()
+    heard(())
     for puller in pullers:
         puller.close(timeout_s)
 
@@ -180,6 +199,8 @@ def _puller(settings: PullSettings, replay: Replay | None, replay_from: int | No
     with _lock:
         if key not in _pullers:
             _pullers[key] = Puller(settings, replay=replay, replay_from=replay_from)
+            if settings.control is not None:
+                report(settings.control, _PROCESS, _pullers[key])
         return _pullers[key]
 
 
@@ -188,6 +209,11 @@ class _Mark(CheckpointMark):  # type: ignore[misc]
 
     def __init__(self, token: str) -> None:
         self.token = token
+
+    def cut_of(self, job: str) -> str:
+        """The puller's token, empty if it is that of another process or job."""
+        process, of, cut = self.token.split(":")
+        return cut if process == _PROCESS and of == job else ""
 
     def finalize_checkpoint(self) -> None:
         process, job, cut = self.token.split(":")
@@ -223,12 +249,18 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
         return self.advance()
 
     def advance(self) -> bool:
-        self._current = None if back_pressure.full() else self._puller.take()
+        self._current = None if back_pressure.full() else self._take()
         for name, amount in self._puller.counted().items():
             metrics.count(_METRICS[name], amount)
         if self._current is not None:
             self._unmarked += self._current.positions
         return self._current is not None
+
+    def _take(self) -> Delivery | None:
+        until = time.monotonic() + self._puller.settings.idle_s
+        while (found := self._puller.take()) is None and not self._puller.ended and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        return found
 
     def get_current(self) -> pa.RecordBatch:
         assert self._current is not None
@@ -279,7 +311,10 @@ class _Unbounded(UnboundedSource):  # type: ignore[misc]
         return [self]
 
     def create_reader(self, options: Any, checkpoint_mark: _Mark | None) -> _Reader:
-        return _Reader(_puller(self.settings, self.replay, self.replay_from))
+        puller = _puller(self.settings, self.replay, self.replay_from)
+        if self.settings.unbroken and not puller.goes_on(None if checkpoint_mark is None else checkpoint_mark.cut_of(self.settings.job)):
+            raise TransientError(f"{self.settings.subscription}: {BROKEN_OFF}")
+        return _Reader(puller)
 
     def get_checkpoint_mark_coder(self) -> Coder:
         return _MarkCoder()

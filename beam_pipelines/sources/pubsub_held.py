@@ -42,10 +42,23 @@ class Held:
         self._leases: list[Lease] = []
         self._settled: set[int] = set()
         self._settled_before: set[int] = set()
+        self._carriers: dict[int, set[int]] = {}  # of held messages that were let in once more
         self.bytes = 0.0
 
     def __len__(self) -> int:
         return len(self._ack_ids)
+
+    def sent_again(self, positions: list[int], carriers: list[int]) -> None:
+        """Lets messages in once more that were acknowledged before, where another message brings them: a carrier, which has a position of its own.
+        A carrier that comes again itself is known, as any message."""
+        for position, carrier in zip(positions, carriers, strict=True):
+            if carrier != position and not self._knows(carrier):
+                self._settled.discard(position)
+                self._settled_before.discard(position)
+                self._carriers.setdefault(position, set()).add(carrier)
+
+    def _knows(self, position: int) -> bool:
+        return position in self._settled or position in self._settled_before
 
     def admit(
         self, positions: list[int], ack_ids: list[str], *, now: float, lease_s: float, size: int
@@ -60,7 +73,7 @@ class Held:
         new: dict[int, str] = {}
         again: dict[int, str] = {}
         for row, (position, ack_id) in enumerate(zip(positions, ack_ids, strict=True)):  # an answer with redeliveries: rare
-            if position in self._settled or position in self._settled_before:
+            if self._knows(position):
                 settled.append(ack_id)
             elif position in self._ack_ids:
                 again[position] = ack_id
@@ -93,8 +106,11 @@ class Held:
 
     def release(self, positions: Sequence[int], *, settled: bool = False) -> list[str]:
         """Ends the holding of these messages and gives the ack ids of those that were held. `settled`: if they come again they are known."""
-        ended = []
+        ended: list[str] = []
+        carriers: list[int] = []
         for position in positions:
+            if position in self._carriers:
+                carriers += self._carriers.pop(position)
             ack_id = self._ack_ids.pop(position, None)
             if ack_id is not None:
                 ended.append(ack_id)
@@ -102,7 +118,7 @@ class Held:
                 lease.held -= 1
                 self.bytes -= lease.bytes_each
         if settled:
-            self._remember(positions)
+            self._remember([*positions, *carriers])
         return ended
 
     def _remember(self, positions: Sequence[int]) -> None:

@@ -36,6 +36,8 @@ class Marks:
         self._finalized: list[_Mark] = []
         self._checkpoints: deque[float] = deque(maxlen=lag + 1)
         self._last = float("-inf")
+        self.last: str | None = None
+        """The newest token."""
 
     def __len__(self) -> int:
         return len(self._open) + len(self._finalized)
@@ -44,6 +46,7 @@ class Marks:
         """A token for what was handed out since the last mark."""
         token = uuid.uuid4().hex
         self._open[token] = _Mark(self._now_s(), positions)
+        self.last = token
         return token
 
     def finalize(self, token: str) -> list[int]:

@@ -1,12 +1,15 @@
 """Messages as they come from a pull, as a batch: fields out of protobufs, positions, arrival times. No network here.
 
 [ReceivedMessage, ...] ──▶ MESSAGES batch: _source, _position, _arrival_time, _raw, _message_id, _ordering_key, _publish_time, _attributes
+
+A dead letter that is sent through the stream again says in attributes which message it was (`identity`): it comes back at the old position, with the
+old arrival. What is not well said, or of another subscription, is a message like any other.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,14 +32,47 @@ _ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
 _PLAIN_MICROS = pa.timestamp("us")
 # Below these an epoch is in seconds, milliseconds, microseconds: each bound is the year 5138.
 _EPOCHS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
+AS_SOURCE, AS_POSITION, AS_ARRIVAL = (f"beam_pipelines.replayed.{what}" for what in ("source", "position", "arrival"))
+"""Attributes of a message that is sent again: the subscription, position and arrival (microseconds) that it had."""
 
 
 class Pulled(NamedTuple):
-    """One answer to a pull: the rows (MESSAGES), their ack ids in the same order, and which rows' arrival could not be read."""
+    """One answer to a pull: the rows (MESSAGES), their ack ids in the same order, and which rows' arrival says nothing about now: it could not be
+    read, or is that of a message that is sent again. `carriers` are the positions that the messages themselves have; None where they are the rows',
+    as they are unless a message is sent again."""
 
     rows: pa.RecordBatch
     ack_ids: list[str]
     unreadable: Mask
+    carriers: Micros | None
+
+
+class Parts(NamedTuple):
+    """The fields of messages, each a list over them; `attributes` of all messages one after the other, those of message i up to `ends[i + 1]`."""
+
+    raw: list[bytes]
+    ids: list[str]
+    orders: list[str | None]
+    published: list[int]  # microseconds
+    keys: list[str]
+    values: list[str]
+    ends: list[int]
+
+    def known(self, *, source: str, attribute: str | None) -> Known:
+        """The messages as rows: see `rows_of`."""
+        attributes = pa.MapArray.from_arrays(
+            pa.array(self.ends, pa.int32()), pa.array(self.keys, pa.string()), pa.array(self.values, pa.string())
+        )
+        raw, ids, orders = pa.array(self.raw, pa.binary()), pa.array(self.ids, pa.string()), pa.array(self.orders, pa.string())
+        return rows_of(raw, ids, orders, np.array(self.published, np.int64), attributes, source=source, attribute=attribute)
+
+
+class Known(NamedTuple):
+    """Messages as rows (MESSAGES), which rows' arrival says nothing about now, and the positions they are carried by: see `Pulled`."""
+
+    rows: pa.RecordBatch
+    unreadable: Mask
+    carriers: Micros | None
 
 
 def pulled(received: Sequence[Any], *, source: str, attribute: str | None) -> Pulled:
@@ -44,27 +80,35 @@ def pulled(received: Sequence[Any], *, source: str, attribute: str | None) -> Pu
 
     The arrival time is that of the attribute; where it is missing or unreadable, and without an attribute, the publish time.
     """
-    ack_ids, raw, ids, orders, published, keys, values, ends = _fields(received)
-    publish = np.array(published, np.int64)
-    id_column = pa.array(ids, pa.string())
-    attributes = pa.MapArray.from_arrays(pa.array(ends, pa.int32()), pa.array(keys, pa.string()), pa.array(values, pa.string()))
+    ack_ids, parts = _fields(received)
+    known = parts.known(source=source, attribute=attribute)
+    return Pulled(known.rows, ack_ids, known.unreadable, known.carriers)
+
+
+def rows_of(
+    raw: pa.Array, ids: pa.Array, orders: pa.Array, publish: Micros, attributes: pa.MapArray, *, source: str, attribute: str | None
+) -> Known:
+    """Messages as rows, wherever they were read: by a pull, by Dataflow, from files of a Cloud Storage subscription. The same message is the same row.
+
+    `attributes` is no slice and holds no NULL.
+    """
     arrival, unreadable = publish, np.zeros(len(ids), np.bool_)
     if attribute is not None:
         arrival, unreadable = arrival_times(attribute_of(attributes, attribute), publish)
-    positions = pa.array(message_positions(id_column, publish))
-    columns = [
-        *provenance(source, positions, instants(arrival)),
-        pa.array(raw, pa.binary()),
-        id_column,
-        pa.array(orders, pa.string()),
-        instants(publish),
-        attributes,
-    ]
-    return Pulled(pa.RecordBatch.from_arrays(columns, schema=MESSAGES), ack_ids, unreadable)
+    positions = message_positions(ids, publish)
+    carriers = None
+    again = sent_again(attributes, source, publish, latest_is_publish=attribute is None)
+    if again is not None:
+        carriers = positions.copy()
+        positions[again.rows] = again.positions
+        arrival, unreadable = arrival.copy(), unreadable.copy()
+        arrival[again.rows], unreadable[again.rows] = again.arrivals, True
+    columns = [*provenance(source, pa.array(positions), instants(arrival)), raw, ids, orders, instants(publish), attributes]
+    return Known(pa.RecordBatch.from_arrays(columns, schema=MESSAGES), unreadable, carriers)
 
 
-def _fields(received: Sequence[Any]) -> tuple[list[Any], ...]:
-    """The fields of all messages as lists. The one loop over messages: protobuf has no other way to its fields."""
+def _fields(received: Sequence[Any]) -> tuple[list[str], Parts]:
+    """The ack ids and the fields of all messages. The one loop over messages: protobuf has no other way to its fields."""
     ack_ids: list[str] = []
     raw: list[bytes] = []
     ids: list[str] = []
@@ -86,7 +130,7 @@ def _fields(received: Sequence[Any]) -> tuple[list[Any], ...]:
                 keys.append(key)
                 values.append(attributes[key])
         ends.append(len(keys))
-    return ack_ids, raw, ids, orders, published, keys, values, ends
+    return ack_ids, Parts(raw, ids, orders, published, keys, values, ends)
 
 
 def message_positions(ids: pa.Array, publish_micros: Micros) -> Micros:
@@ -109,6 +153,45 @@ def message_positions(ids: pa.Array, publish_micros: Micros) -> Micros:
 def _hashed(message_id: str, publish_micros: int) -> int:
     digest = hashlib.blake2b(f"{publish_micros}:{message_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") & _POSITION_BITS
+
+
+class SentAgain(NamedTuple):
+    """Numbers of the rows that are messages sent again, with the positions and arrivals (microseconds) they had."""
+
+    rows: npt.NDArray[np.int64]
+    positions: Micros
+    arrivals: Micros
+
+
+def identity(source: str, position: int, arrival_micros: int) -> Mapping[str, str]:
+    """The attributes by which a message that is sent again is known as the one it was."""
+    return {AS_SOURCE: source, AS_POSITION: str(position), AS_ARRIVAL: str(arrival_micros)}
+
+
+def sent_again(attributes: pa.MapArray, source: str, publish_micros: Micros, *, latest_is_publish: bool) -> SentAgain | None:
+    """Which messages are sent again; None if none is.
+
+    All three attributes must be there, name this `source`, a position and an arrival that a message can have; with the publish time as the clock nothing
+    arrived after this message was published.
+    """
+    if not pc.any(pc.equal(attributes.keys, AS_SOURCE), min_count=0).as_py():
+        return None
+    named = pc.fill_null(pc.equal(attribute_of(attributes, AS_SOURCE), source), False).to_numpy(zero_copy_only=False)
+    positions, counted = _whole_numbers(attribute_of(attributes, AS_POSITION), _POSITION_BITS)
+    arrived, timed = _whole_numbers(attribute_of(attributes, AS_ARRIVAL), _EPOCHS[-1][0] - 1)
+    known = named & counted & timed
+    if latest_is_publish:
+        known &= arrived <= publish_micros
+    rows = np.flatnonzero(known)
+    return SentAgain(rows, positions[rows], arrived[rows]) if len(rows) else None
+
+
+def _whole_numbers(texts: pa.Array, most: int) -> tuple[Micros, Mask]:
+    """The numbers that the texts are, and which of them are one of 0 to `most`."""
+    digits = pc.fill_null(pc.match_substring_regex(texts, _DECIMAL), False)
+    numbers = pc.if_else(digits, texts, "0").cast(pa.uint64()).to_numpy()
+    found: Mask = digits.to_numpy(zero_copy_only=False) & (numbers <= most)
+    return np.where(found, numbers, 0).astype(np.int64), found
 
 
 def attribute_of(attributes: pa.MapArray, name: str) -> pa.Array:

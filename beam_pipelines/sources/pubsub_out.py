@@ -8,6 +8,10 @@ Nobody knows whether there are any. So long as there may be, the watermark must 
 
 from __future__ import annotations
 
+import grpc
+
+from beam_pipelines.sources.pubsub_calls import Subscription, code, refused
+
 FIRST_LEASE_S = 10.0  # the service's default, until the subscription was looked at
 LEASE_ENDS_S = 2.0  # within which the service gives messages again whose lease has ended
 
@@ -24,6 +28,17 @@ class Out:
     def lease_s(self) -> float:
         """The lease that the service gives without being asked."""
         return self.first_lease_s or FIRST_LEASE_S
+
+    def learn(self, service: Subscription) -> None:
+        """Asks the service for that lease. Who may only pull may not look: then its default is assumed. Raises SourceError where there is no such subscription."""
+        if self.first_lease_s is not None:
+            return
+        self.first_lease_s = FIRST_LEASE_S
+        try:
+            self.first_lease_s = float(service.describe(timeout_s=4.0).ack_deadline_seconds or FIRST_LEASE_S)
+        except grpc.RpcError as error:
+            if code(error) == "NOT_FOUND":
+                raise refused(service.path, error) from None
 
     def lost(self, now: float) -> None:
         """An answer may be on its way to nobody."""

@@ -28,7 +28,7 @@ from beam_pipelines.sources.pubsub_calls import Subscription, back_off_s, code, 
 from beam_pipelines.sources.pubsub_held import Held, extend
 from beam_pipelines.sources.pubsub_marks import Marks
 from beam_pipelines.sources.pubsub_messages import arrivals, pulled
-from beam_pipelines.sources.pubsub_out import FIRST_LEASE_S, Out
+from beam_pipelines.sources.pubsub_out import Out
 from beam_pipelines.sources.pubsub_outbox import Outbox
 from beam_pipelines.sources.pubsub_pulling import Answer, Delivery, PullSettings, PullStatus
 from beam_pipelines.sources.pubsub_replay import ReadAhead, Replay
@@ -81,7 +81,7 @@ class Puller:
         self._in_flight: set[Any] = set()
         self._beat: Any = None
         self._extend_at = 0.0
-        self._asked = self._answered_at = self._message_at = self._now_s()
+        self._asked = self._answered_at = self._message_at = self._nothing_at = self._now_s()
         self._outage: str | None = None
         self._error: BaseException | None = None
         self._counts, self._uncounted = Counter[str](), Counter[str]()
@@ -119,6 +119,11 @@ class Puller:
         with self._lock:
             return self._marks.cut(positions)
 
+    def goes_on(self, token: str | None) -> bool:
+        """Whether a reader that begins at the mark of `token` (None: at the beginning) goes on where the one before it ended."""
+        with self._lock:
+            return token == self._marks.last and (token is not None or not self._counts["delivered"])
+
     def finalize(self, token: str) -> None:
         """The runner has committed what was handed out before the mark of `token`."""
         with self._lock:
@@ -143,10 +148,15 @@ class Puller:
             return PullStatus(
                 self.settings.subscription, **self._counts, acked=self._outbox.acked, handed_back=self._outbox.handed_back, held=len(self._held) + self._unsorted, held_bytes=self._held_bytes(),
                 waiting=self._unsorted + len(self._waiting), watermark_micros=self._watermark.reported,
-                oldest_unacked_s=now - (self._held.oldest() or now), idle_s=max(0.0, now - max(self._message_at, self._out.until())),
+                oldest_unacked_s=now - (self._held.oldest() or now), idle_s=max(0.0, self._nothing_at - max(self._message_at, self._out.until())),
                 out_s=max(0.0, self._out.until() - now), outage=self._outage,
                 error=None if self._error is None else str(self._error),
             )  # fmt: skip
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._state == "closed"
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Acknowledges what is stored, hands the rest back, ends all threads. Safe to call twice."""
@@ -277,6 +287,7 @@ class Puller:
                 _log.warning("%s: pulls succeed again", self.settings.subscription)
                 self._outage = None
             if not messages:
+                self._nothing_at = now
                 self._watermark.nothing()
                 return
             size = response.ByteSize()
@@ -322,10 +333,11 @@ class Puller:
                     self._admit(*batch, since=answers[0].at, size=sum(answer.size for answer in answers))
                     self._unsorted -= len(messages)
 
-    def _admit(self, rows: pa.RecordBatch, ack_ids: list[str], unreadable: Any, *, since: float, size: int) -> None:
+    def _admit(self, rows: pa.RecordBatch, ack_ids: list[str], unreadable: Any, carriers: Any, *, since: float, size: int) -> None:
         positions = rows.column(POSITION).to_pylist()
-        lease_s = self._out.lease_s
-        fresh, again = self._held.admit(positions, ack_ids, now=since, lease_s=lease_s, size=size)
+        if carriers is not None:
+            self._held.sent_again(positions, carriers.tolist())
+        fresh, again = self._held.admit(positions, ack_ids, now=since, lease_s=self._out.lease_s, size=size)
         if fresh is not None:
             self._outbox.acknowledge(again)
             self._count(redelivered=len(fresh) - int(fresh.sum()))
@@ -417,10 +429,10 @@ class Puller:
     # The keeper
 
     def _keep(self) -> None:
-        self._look()
+        self._out.learn(self._service)
         while True:
             with self._lock:
-                self._lock.wait_for(self._has_to_act, timeout=_TICK_S)
+                self._lock.wait_for(lambda: self._state == "closed" or self._outbox.due_in() == 0.0, timeout=_TICK_S)
                 if self._state == "closed":
                     return
             self._sort_in()
@@ -432,20 +444,6 @@ class Puller:
                 if self._state == "resting" and not (len(self._held) or self._unsorted or len(self._outbox) or self._beat):
                     self._threads = [t for t in self._threads if t is not threading.current_thread()]
                     return
-
-    def _has_to_act(self) -> bool:
-        return self._state == "closed" or self._outbox.due_in() == 0.0
-
-    def _look(self) -> None:
-        """The lease that the service gives without being asked. Who may only pull may not look: then the service's default is assumed."""
-        if self._out.first_lease_s is not None:
-            return
-        self._out.first_lease_s = FIRST_LEASE_S
-        try:
-            self._out.first_lease_s = float(self._service.describe(timeout_s=4.0).ack_deadline_seconds or FIRST_LEASE_S)
-        except grpc.RpcError as error:
-            if code(error) == "NOT_FOUND":
-                raise refused(self.settings.subscription, error) from None
 
     def _extend(self) -> None:
         now = self._now_s()

@@ -14,7 +14,7 @@ from beam_pipelines.sources.pubsub_watermark import Patience
 class PullSettings:
     """How one subscription is read. `job` tells the jobs of one process apart; `ack`: what must have happened to a message.
 
-    `others_s`: so long messages may be out that an earlier process had leased; None, after a bad end: for a lease.
+    `others_s`: so long messages may be out that an earlier process had leased; None, after a bad end: for a lease. `idle_s`, `unbroken`, `control`: see `ReadPubsub`.
     """
 
     subscription: str
@@ -33,15 +33,18 @@ class PullSettings:
     patience: Patience = field(default_factory=Patience)
     job: str = ""
     others_s: float | None = 0.0
+    idle_s: float = 0.0
+    unbroken: bool = False
+    control: str | None = None
 
 
 @dataclass(frozen=True)
 class PullStatus:
     """What the puller of one subscription has done and holds: counts of messages, bytes, seconds.
 
-    `waiting` of the `held` messages are not yet handed out. `behind` were handed out with an arrival before the watermark. `idle_s` begins
-    when `out_s` is over: how much longer messages may be leased to a dead process, or to a pull whose answer was lost. `outage` says
-    why pulls fail at the moment, `error` why the puller gave up.
+    `waiting` of the `held` messages are not yet handed out. `behind` were handed out with an arrival before the watermark. `idle_s` ends
+    with the last answer that had none, for silence proves nothing, and begins when `out_s` is over: how much longer messages may be leased to a dead process, or to
+    a pull whose answer was lost. `outage` says why pulls fail at the moment, `error` why the puller gave up.
     """
 
     subscription: str

@@ -12,13 +12,14 @@ from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.formats.options import AvroFormat, CsvFormat, Format, JsonFormat, OrcFormat, ParquetFormat, TextFormat
 from beam_pipelines.spec.check_contract import check_contract, check_zone
 from beam_pipelines.spec.check_outputs import check_aggregate, check_sinks
+from beam_pipelines.spec.check_retention import check_retention
 from beam_pipelines.spec.check_steps import check_step
 from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
 from beam_pipelines.spec.secrets import absent_here, check_reference
-from beam_pipelines.spec.sources import ArchiveSource, Arrival, LookupSource
+from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, BigQuerySource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
 
@@ -47,6 +48,7 @@ def check_spec(spec: PipelineSpec, document: Document) -> Checked:
     _check_deduplicate(scope, spec)
     outputs = {n: check_aggregate(scope, ("aggregates", n), a, spec) for n, a in spec.aggregates.items()}
     check_sinks(scope, spec, outputs)
+    check_retention(spec, document)
     _check_secrets(spec, document)
     return Checked(scope.columns, tuple(_notes(spec, scope)))
 
@@ -72,6 +74,9 @@ def _check_names(spec: PipelineSpec, document: Document) -> None:
 def _check_sources(spec: PipelineSpec, document: Document, columns: dict[str, str | None]) -> None:
     for i, source in enumerate(spec.sources.batch):
         at: Path = ("sources", "batch", i)
+        if isinstance(source, BigQuerySource):
+            _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=False)
+            continue
         archive = isinstance(source, ArchiveSource)
         _check_patterns(document, (*at, "archive" if archive else "files"), source.patterns)
         _check_format(document, (*at, "format"), source.format, spec, messages=archive)
@@ -153,9 +158,10 @@ def _check_format(document: Document, path: Path, fmt: Format, spec: PipelineSpe
                 document.problem((*path, "pattern"), f"no group for the column {name!r}; {nearest(name, groups)}")
 
 
-def _check_lookup(document: Document, path: Path, lookup: LookupSource) -> None:
-    _check_patterns(document, (*path, "files"), lookup.patterns)
-    _check_format(document, (*path, "format"), lookup.format, None)
+def _check_lookup(document: Document, path: Path, lookup: AnyLookup) -> None:
+    if not isinstance(lookup, BigQueryLookup):
+        _check_patterns(document, (*path, "files"), lookup.patterns)
+        _check_format(document, (*path, "format"), lookup.format, None)
     if not lookup.keys:
         document.problem((*path, "key"), "the list is empty; expected the columns a row is found by")
     for name, kind in (lookup.columns or {}).items():

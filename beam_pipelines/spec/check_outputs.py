@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.expressions import family
@@ -11,10 +12,11 @@ from beam_pipelines.arrow.partition import check_name, parse_partition
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.check_contract import check_zone
 from beam_pipelines.spec.check_places import check_places
+from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import PROVENANCE, Scope
-from beam_pipelines.spec.sinks import ParquetSink, PubsubSink, Sink
+from beam_pipelines.spec.sinks import BigQuerySink, ParquetSink, PubsubSink, Sink
 
 ROWS, DEAD_LETTERS = "rows", "dead_letters"
 DEAD_LETTER_COLUMNS: dict[str, str | None] = {
@@ -112,13 +114,59 @@ def check_sinks(scope: Scope, pipeline: PipelineSpec, outputs: Mapping[str, Mapp
         place = sink.destination.path.rstrip("/")
         if not place:
             document.problem((*path, sink.kind, "path"), "the path is empty")
-        if place in taken:
+        if place in taken and not _same_table(sink, pipeline.sinks[taken[place]]):  # that is said of the table
             document.problem((*path, sink.kind, "path"), f"sinks[{taken[place]}] writes to the same place; each output needs its own")
         taken.setdefault(place, i)
         if sink.parquet is not None and sink.from_ in known:
             columns = Scope(document, dict(known[sink.from_]), gone=scope.gone if sink.from_ == ROWS else {})
             _check_parquet(columns, (*path, "parquet"), sink, sink.parquet, pipeline)
+        if sink.bigquery is not None:
+            _check_table(document, (*path, "bigquery", "table"), sink.bigquery.table, pipeline.sinks[:i])
+            if sink.from_ in known:
+                columns = Scope(document, dict(known[sink.from_]), gone=scope.gone if sink.from_ == ROWS else {})
+                _check_bigquery(columns, (*path, "bigquery"), sink, sink.bigquery, pipeline)
     check_places(document, pipeline)
+
+
+def _same_table(one: Sink, other: Sink) -> bool:
+    return one.bigquery is not None and other.bigquery is not None and one.bigquery.table == other.bigquery.table
+
+
+def _check_table(document: Document, path: Path, table: str, before: Sequence[Sink]) -> None:
+    """No two sinks share a table, nor one's table and the other's of the stream."""
+    for j, other in enumerate(before):
+        theirs = "" if other.bigquery is None else other.bigquery.table
+        if theirs and table in (theirs, f"{theirs}_speed", theirs.removesuffix("_speed")):
+            document.problem(path, f"sinks[{j}] writes to {theirs}, and its stream to {theirs}_speed; each output needs its own")
+
+
+def _check_bigquery(scope: Scope, path: Path, sink: Sink, bigquery: BigQuerySink, pipeline: PipelineSpec) -> None:
+    own = _own_columns(sink, pipeline)
+    if bigquery.partition_by is not None:
+        at = (*path, "partition_by")
+        _check_partition(scope, at, bigquery.partition_by, own, set(), pipeline, rows=sink.from_ == ROWS)
+        if re.fullmatch(r"\s*\w+\(.*\)\s*", bigquery.partition_by) is None:
+            scope.document.problem(
+                at, f"got {bigquery.partition_by!r}; expected day(c), hour(c), month(c) or year(c): BigQuery partitions by time"
+            )
+    for name in ("partition_expiration", "require_partition_filter"):
+        if getattr(bigquery, name) and bigquery.partition_by is None:
+            scope.document.problem((*path, name), "the table has no partitions; write partition_by")
+    for i, name in enumerate(bigquery.cluster_by):
+        if scope.known((*path, "cluster_by", i), name, also=own):
+            kind = {**own, **scope.columns}[name]
+            if kind is not None and (family(kind) in ("nested", "binary") or kind in ("DOUBLE", "FLOAT", "TIME")):
+                scope.document.problem((*path, "cluster_by", i), f"column {name!r} has type {kind}, by which BigQuery does not cluster")
+    if sink.from_ == DEAD_LETTERS and bigquery.partition_by is not None:
+        scope.document.problem((*path, "partition_by"), "dead letters are kept by run, and their table has no partitions; leave it out")
+    order = pipeline.deduplicate.order_by if pipeline.deduplicate is not None else None
+    if bigquery.mode == "upsert" and sink.from_ == ROWS and order in scope.columns and family(scope.columns[order] or "") == "text":
+        text = f"upsert needs a number or a moment by which the newest version is known; deduplicate.order_by is {order!r}, a text"
+        scope.document.problem((*path, "mode"), text)
+    if bigquery.mode == "upsert" and sink.from_ == DEAD_LETTERS:
+        scope.document.problem((*path, "mode"), "dead letters have no key to upsert by")
+    if bigquery.mode == "upsert" and sink.from_ == ROWS and not pipeline.contract.key:
+        scope.document.problem((*path, "mode"), "upsert needs contract.key: it is what the newest version of a row is known by")
 
 
 def _check_pubsub(scope: Scope, path: Path, sink: Sink, pubsub: PubsubSink, pipeline: PipelineSpec) -> None:
@@ -143,11 +191,7 @@ def _check_pubsub(scope: Scope, path: Path, sink: Sink, pubsub: PubsubSink, pipe
 
 
 def _check_parquet(scope: Scope, path: Path, sink: Sink, parquet: ParquetSink, pipeline: PipelineSpec) -> None:
-    own: Mapping[str, str | None] = {}
-    if sink.from_ == ROWS and (sink.provenance or pipeline.provenance) == "on":
-        own = PROVENANCE
-    elif sink.from_ not in (ROWS, DEAD_LETTERS):
-        own = PANE_COLUMNS
+    own = _own_columns(sink, pipeline)
     names: set[str] = set()
     for i, text in enumerate(parquet.partition_by):
         _check_partition(scope, (*path, "partition_by", i), text, own, names, pipeline, rows=sink.from_ == ROWS)
@@ -158,6 +202,13 @@ def _check_parquet(scope: Scope, path: Path, sink: Sink, parquet: ParquetSink, p
     if level is not None and not low <= level <= high:
         expected = f"expected {low} to {high}" if high else "expected none"
         scope.document.problem((*path, "compression_level"), f"got {level}; {expected} for {parquet.compression}")
+
+
+def _own_columns(sink: Sink, pipeline: PipelineSpec) -> Mapping[str, str | None]:
+    """What an output has besides its own columns."""
+    if sink.from_ == ROWS:
+        return PROVENANCE if (sink.provenance or pipeline.provenance) == "on" else {}
+    return {} if sink.from_ == DEAD_LETTERS else PANE_COLUMNS
 
 
 def _check_partition(

@@ -39,12 +39,12 @@ def _examples(sink: Sink) -> Sequence[str]:
     place = sink.destination.path.rstrip("/")
     if _single(sink):
         return (place,)
-    ending = "parquet" if sink.parquet else "csv" if sink.csv else "jsonl"
+    ending = "csv" if sink.csv else "jsonl" if sink.jsonl else "parquet"
     return f"{place}/part-0.{ending}", f"{place}/column=1/part-0.{ending}"
 
 
 def _single(sink: Sink) -> bool:
-    return sink.parquet is None and sink.destination.path.endswith(_TEXT_ENDINGS)
+    return sink.kind in ("csv", "jsonl") and sink.destination.path.endswith(_TEXT_ENDINGS)
 
 
 def _inside(one: Sink, other: Sink) -> bool:

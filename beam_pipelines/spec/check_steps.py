@@ -10,10 +10,10 @@ from beam_pipelines.arrow.types import parse_type
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import Scope
-from beam_pipelines.spec.sources import LookupSource
+from beam_pipelines.spec.sources import AnyLookup
 
 
-def check_step(scope: Scope, path: Path, step: TransformStep, lookups: Mapping[str, LookupSource]) -> None:
+def check_step(scope: Scope, path: Path, step: TransformStep, lookups: Mapping[str, AnyLookup]) -> None:
     """Checks one step against the columns before it; afterwards the scope holds those after it."""
     if step.filter is not None:
         scope.expression((*path, "filter"), step.filter, kind="boolean")
@@ -61,7 +61,7 @@ def _apply(scope: Scope, path: Path, apply: Apply) -> None:
         scope.document.problem((*path, "function"), why)
 
 
-def _lookup(scope: Scope, path: Path, step: LookupStep, lookups: Mapping[str, LookupSource]) -> None:
+def _lookup(scope: Scope, path: Path, step: LookupStep, lookups: Mapping[str, AnyLookup]) -> None:
     doubtful = step.from_ in scope.document.doubtful
     source = None if doubtful else lookups.get(step.from_)
     if source is None and not doubtful:
@@ -74,7 +74,7 @@ def _lookup(scope: Scope, path: Path, step: LookupStep, lookups: Mapping[str, Lo
         scope.add((*path, "take", name), name, types.get(column, unknown))
 
 
-def check_on(scope: Scope, path: Path, step: LookupStep, source: LookupSource | None) -> None:
+def check_on(scope: Scope, path: Path, step: LookupStep, source: AnyLookup | None) -> None:
     """The columns a lookup is matched on: there, and as many as its key has."""
     if isinstance(step.on, dict):
         for name in step.on:
@@ -91,7 +91,7 @@ def check_on(scope: Scope, path: Path, step: LookupStep, source: LookupSource | 
         scope.document.problem(path, message, key=True)
 
 
-def lookup_types(source: LookupSource) -> dict[str, str]:
+def lookup_types(source: AnyLookup) -> dict[str, str]:
     """DuckDB types of the lookup's columns that are declared well."""
     found = {}
     for name, kind in (source.columns or {}).items():

@@ -18,7 +18,7 @@ from beam_pipelines.spec.check import check_contract, check_spec
 from beam_pipelines.spec.document import MAX_BYTES, Document, read_document
 from beam_pipelines.spec.messages import report
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.parameters import Parameter, Value, put_in, resolve_parameters, resolve_path, resolve_paths
+from beam_pipelines.spec.parameters import Parameter, Value, place_tables, put_in, resolve_parameters, resolve_path, resolve_paths
 from beam_pipelines.spec.repair import repaired
 
 M = TypeVar("M", bound=Model)
@@ -71,6 +71,7 @@ def parse_spec(
     put_in(document, values, declared)
     _graft_contract(document, directory, values, declared)
     resolve_paths(document, directory)
+    place_tables(document, directory)
     spec = _validated(PipelineSpec, document)
     trial = spec if spec is not None else repaired(PipelineSpec, document)
     found = None if trial is None else check_spec(trial, document)

@@ -13,8 +13,9 @@ from beam_pipelines.arrow.model import Model
 from beam_pipelines.arrow.transform import TransformStep
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.spec.parameters import Parameter
+from beam_pipelines.spec.retention import Retention
 from beam_pipelines.spec.sinks import Sink
-from beam_pipelines.spec.sources import LookupSource, Sources
+from beam_pipelines.spec.sources import LookupField, Sources
 
 DEFAULT_HMAC_KEY = "env:BEAM_PIPELINES_HMAC_KEY"
 
@@ -46,7 +47,7 @@ class PipelineSpec(Model):
     state: str | None = Field(None, description="Where runs and manifests are kept; default: `.beam_pipelines/<pipeline>` beside the spec.")
     contract: Contract = Field(description="What a row is; or `{file: contracts/flights.yaml}`.")
     sources: Sources = Field(description="Where rows come from, as files and as a stream.")
-    lookups: dict[str, LookupSource] = Field({}, description="Tables that rows are enriched from, by name.")
+    lookups: dict[str, LookupField] = Field({}, description="Tables that rows are enriched from, by name.")
     transform: tuple[TransformStep, ...] = Field((), description="Steps, in order.")
     checks: tuple[Check, ...] = Field((), description="What must hold of a row or of the run.")
     thresholds: Thresholds = Field(Thresholds(), description="When a batch run fails although it ran.")
@@ -57,6 +58,7 @@ class PipelineSpec(Model):
         "on", description="Whether written rows keep `_source`, `_position`, `_arrival_time`, `_run_id`, `_contract`."
     )
     dead_letters: DeadLetterSettings = Field(DeadLetterSettings(), description="How raw bytes of dead letters are kept.")
+    retention: Retention = Field(Retention(), description="How long what is kept is kept; default: for ever.")
     hmac_key: str | None = Field(
         None, description="Secret reference of the key for `sensitive: hmac`; default: `env:BEAM_PIPELINES_HMAC_KEY`."
     )

@@ -213,6 +213,7 @@ _PATHS = (
     ("sinks", "*", "parquet", "path"),
     ("sinks", "*", "csv", "path"),
     ("sinks", "*", "jsonl", "path"),
+    ("sinks", "*", "bigquery", "path"),
 )
 
 
@@ -233,6 +234,17 @@ def resolve_paths(document: Document, directory: str) -> None:
         return value
 
     document.value = at(document.value, ())
+
+
+def place_tables(document: Document, directory: str) -> None:
+    """Gives the files of each BigQuery sink that names no `path` theirs, in the state folder."""
+    value = document.value
+    sinks, pipeline = value.get("sinks"), value.get("pipeline")
+    state = value.get("state") or os.path.join(directory, ".beam_pipelines", str(pipeline))
+    for sink in sinks if isinstance(sinks, tuple | list) else ():
+        table = sink.get("bigquery") if isinstance(sink, dict) else None
+        if isinstance(table, dict) and table.get("path") is None and isinstance(table.get("table"), str):
+            table["path"] = f"{str(state).rstrip('/')}/bigquery/{table['table']}"
 
 
 def _is_path(path: Path) -> bool:

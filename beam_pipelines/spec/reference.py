@@ -20,9 +20,11 @@ _SECTIONS = {
     "Sources": "sources",
     "FileSource": "sources.batch[]: files",
     "ArchiveSource": "sources.batch[]: archive",
+    "BigQuerySource": "sources.batch[]: bigquery",
     "PubsubSource": "sources.stream[]",
     "Arrival": "sources.*[].arrival",
     "LookupSource": "lookups.NAME",
+    "BigQueryLookup": "lookups.NAME: bigquery",
     "TransformStep": "transform[]",
     "Apply": "transform[].apply",
     "LookupStep": "transform[].lookup",
@@ -39,7 +41,9 @@ _SECTIONS = {
     "ParquetSink": "sinks[].parquet",
     "TextSink": "sinks[].csv, sinks[].jsonl",
     "PubsubSink": "sinks[].pubsub",
+    "BigQuerySink": "sinks[].bigquery",
     "DeadLetterSettings": "dead_letters",
+    "Retention": "retention",
     "SpecTest": "tests[]",
     "Expectation": "tests[].expect",
     "ExpectedDeadLetter": "tests[].expect.dead_letters[]",
@@ -93,6 +97,7 @@ sinks:
     windowing: {type: fixed, size: 1h, allowed_lateness: 6h}
     group_by:  [origin]
     measures:  {flights: count(), late: count() where dep_delay > 15, median: "quantile(dep_delay, 0.5)"}""",
+    "Retention": "retention: {archive: 90d, speed: 14d, dead_letters: 400d, runs: 400d}",
     "SpecTest": """tests:
   - name: a row without an id is a dead letter
     given: [{created: "2013-01-01T00:00:00Z"}]

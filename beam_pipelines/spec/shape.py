@@ -27,7 +27,7 @@ def thing(model: ModelType) -> str:
     >>> thing(ParquetSink)
     'a parquet sink'
     """
-    words = re.findall(r"[A-Z][a-z]*", model.__name__)
+    words = re.findall(r"BigQuery|[A-Z][a-z]*", model.__name__)
     if len(words) > 1 and words[-1] in ("Spec", "Step", "Case") and model.__name__ != "TransformStep":
         words.pop()
     text = " ".join(words).lower()

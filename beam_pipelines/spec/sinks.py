@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from beam_pipelines.arrow.durations import Micros
 from beam_pipelines.arrow.model import Model
 
 
@@ -60,7 +61,56 @@ class PubsubSink(Model):
         return name
 
 
-DESTINATIONS = ("parquet", "csv", "jsonl", "pubsub")
+class BigQuerySink(Model):
+    """A BigQuery table. A batch run writes Parquet files and loads them, one load job per partition it replaces; a stream appends by the Storage Write API.
+
+    The table is made if it is missing, and gets the columns of a newer contract. A stream writes to a table of its own beside it, `TABLE_speed`; the views of `serve --bigquery` show both
+    as one.
+    """
+
+    table: str = Field(description="PROJECT.DATASET.TABLE; the dataset exists.")
+    path: str | None = Field(
+        None,
+        description="The folder of the Parquet files that are loaded, as of a `parquet` sink: `query` reads them. In Cloud Storage, or local, then they are uploaded. Default: `bigquery/TABLE` in the state folder.",
+    )
+    mode: Literal["at_least_once", "exactly_once", "upsert"] = Field(
+        "at_least_once",
+        description="How a stream appends: by the default stream, repeats possible after a failure; by offsets, so that a repeated request adds nothing; or by key, the newest version wins.",
+    )
+    partition_by: str | None = Field(
+        None, description="day(c), hour(c), month(c) or year(c) of a timestamp or date. A batch run replaces the partitions it wrote."
+    )
+    cluster_by: tuple[str, ...] = Field((), max_length=4, description="Up to four columns by which the table is sorted.")
+    replace: Literal["partitions", "all"] = Field(
+        "partitions", description="What a batch run replaces: the partitions it wrote, or everything."
+    )
+    partition_expiration: Micros | None = Field(None, gt=0, description="After how long a partition of a new table is deleted.")
+    require_partition_filter: bool = Field(False, description="Whether queries of a new table must name its partitions.")
+    location: str | None = Field(None, description="Where load jobs run; default: where the dataset is.")
+    endpoint: str | None = Field(
+        None,
+        description="`http://host:port` of a server that is not Google's, with `grpc_endpoint`; default: BIGQUERY_EMULATOR_HOST, or Google's.",
+    )
+    grpc_endpoint: str | None = Field(
+        None, description="`host:port` of its Storage API; default: BIGQUERY_STORAGE_EMULATOR_HOST, or Google's."
+    )
+
+    @field_validator("table")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if re.fullmatch(r"[a-z][a-z0-9:.-]{4,}[a-z0-9]\.\w{1,1024}\.[\w -]{1,1018}", name) is None:
+            raise ValueError(f"got {name!r}; expected PROJECT.DATASET.TABLE")
+        return name
+
+    @property
+    def files(self) -> ParquetSink:
+        """The files that are loaded."""
+        return ParquetSink(
+            path=self.path or f"bigquery/{self.table}", partition_by=(self.partition_by,) if self.partition_by else (), replace=self.replace
+        )
+
+
+DESTINATIONS = ("parquet", "csv", "jsonl", "pubsub", "bigquery")
 
 
 class Sink(Model):
@@ -71,6 +121,7 @@ class Sink(Model):
     csv: TextSink | None = Field(None, description="A CSV file.")
     jsonl: TextSink | None = Field(None, description="A file of JSON lines.")
     pubsub: PubsubSink | None = Field(None, description="Messages to a Pub/Sub topic.")
+    bigquery: BigQuerySink | None = Field(None, description="A BigQuery table.")
     provenance: Literal["on", "off"] | None = Field(
         None, description="Whether `_source`, `_position`, ... are written; default: the spec's."
     )
@@ -84,12 +135,14 @@ class Sink(Model):
 
     @property
     def kind(self) -> str:
-        """What it writes: parquet, csv, jsonl or pubsub."""
+        """What it writes: parquet, csv, jsonl, pubsub or bigquery."""
         return next(k for k in DESTINATIONS if getattr(self, k) is not None)
 
     @property
     def destination(self) -> ParquetSink | TextSink:
         """Where its files lie; not for `pubsub`, which has none."""
+        if self.bigquery is not None:
+            return self.bigquery.files
         found = self.parquet or self.csv or self.jsonl
         assert found is not None
         return found

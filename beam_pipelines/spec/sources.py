@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from beam_pipelines.arrow.durations import Micros
 from beam_pipelines.arrow.model import Model
-from beam_pipelines.formats.options import Format
+from beam_pipelines.formats.options import Format, ParquetFormat
 
 
 class Arrival(Model):
@@ -48,21 +49,113 @@ class ArchiveSource(Model):
     archive: str = Field(description="The folder of an archive, or of one source in it.")
     format: Format = Field(description="A format's name, or with its options; as in the stream source that filled the archive.")
     arrival: Arrival | None = Field(None, description="As in the stream source: an attribute's time was archived; a column is read again.")
+    subscription: str | None = Field(
+        None,
+        description="projects/P/subscriptions/S: the one that the stream reads, whose rows these are; needed where a Cloud Storage subscription wrote the archive.",
+    )
 
     @property
     def patterns(self) -> tuple[str, ...]:
         return (self.archive,)
 
 
+_PROJECT = r"(?:[a-z][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,61}[a-z0-9]"
+_TABLE = rf"{_PROJECT}\.\w{{1,1024}}\.[^\s.$@*`/][^.$@*`/\t\r\n]{{0,1023}}"
+
+
+class BigQueryTable(Model):
+    """What of BigQuery is read: a table, or the answer of a query."""
+
+    bigquery: str = Field(description="PROJECT.DATASET.TABLE; with `query`, the PROJECT whose job it is.")
+    query: str | None = Field(None, description="GoogleSQL that is run once per run; its answer is read, at most 10 GB.")
+    where: str | None = Field(
+        None, description="A condition of the table's columns, in GoogleSQL: other rows are not read. No aggregates, no subqueries."
+    )
+    project: str | None = Field(None, description="The project that pays for reading; default: the table's.")
+    location: str | None = Field(None, description="Where the query runs; default: where its tables are.")
+    endpoint: str | None = Field(
+        None,
+        description="`http://host:port` of a server that is not Google's, with `grpc_endpoint`; default: BIGQUERY_EMULATOR_HOST, or Google's.",
+    )
+    grpc_endpoint: str | None = Field(
+        None,
+        description="`host:port` of its Storage API, `http://host:port` without encryption; default: BIGQUERY_STORAGE_EMULATOR_HOST, or Google's.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        expected, shape = ("PROJECT.DATASET.TABLE", _TABLE) if self.query is None else ("PROJECT, as there is a query", _PROJECT)
+        if re.fullmatch(shape, self.bigquery) is None:
+            raise ValueError(f"bigquery: got {self.bigquery!r}; expected {expected}")
+        for name in ("query", "where"):
+            if (given := getattr(self, name)) is not None and not given.strip():
+                raise ValueError(f"{name} is empty")
+        if self.query is not None and self.where is not None:
+            raise ValueError("'where' is for a table; write it into the query")
+        if self.query is None and self.location is not None:
+            raise ValueError("'location' is for a query; a table is read where it is")
+        return self
+
+    @property
+    def payer(self) -> str:
+        """The project that jobs and read sessions belong to."""
+        return self.project or (self.bigquery.rsplit(".", 2)[0] if self.query is None else self.bigquery)
+
+    @property
+    def name(self) -> str:
+        """What people call it: the table, or the project and a short hash of the query."""
+        if self.query is None:
+            return self.bigquery
+        return f"{self.bigquery}.query-{hashlib.sha256(self.query.encode()).hexdigest()[:12]}"
+
+    @property
+    def format(self) -> Format:
+        """Columns have types of their own, as in Parquet."""
+        return ParquetFormat()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """No files."""
+        return ()
+
+
+class BigQuerySource(BigQueryTable):
+    """A BigQuery table, or with `query` the answer of one, read in parallel by the Storage Read API."""
+
+    columns: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="The columns that are read; default: all, or where the contract drops unknown columns, those it names.",
+    )
+    row_id: str | None = Field(
+        None,
+        description="An INT64 column that is different in every row: rows then keep their identity from run to run, by which a run over a range finds duplicates elsewhere.",
+    )
+    arrival: Arrival | None = Field(None, description="When a row arrived, by a column; default: unknown, which is on time.")
+    max_streams: int | None = Field(
+        None, ge=1, le=1000, description="How many workers may read at once; default: as many as BigQuery proposes."
+    )
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if self.columns is not None and self.query is not None:
+            raise ValueError("'columns' is for a table; name them in the query")
+        if self.columns is not None and self.row_id is not None and self.row_id not in self.columns:
+            raise ValueError(f"row_id {self.row_id!r} is not among 'columns'; add it")
+        return self
+
+
 def _kind(source: Any) -> str:
-    """Which model a source is meant to be: an archive where a key says so, or nearly, and none says `files`."""
-    archive = isinstance(source, ArchiveSource)
+    """Which model a source is meant to be: an archive or a table of BigQuery where a key says so, or nearly, and none says `files`."""
     if isinstance(source, dict) and "files" not in source:
-        archive = bool(get_close_matches("archive", [str(key) for key in source], n=1, cutoff=0.75))
-    return ArchiveSource.__name__ if archive else FileSource.__name__
+        keys = [str(key) for key in source]
+        for word, kind in (("archive", ArchiveSource), ("bigquery", BigQuerySource)):
+            if get_close_matches(word, keys, n=1, cutoff=0.75):
+                return kind.__name__
+    return type(source).__name__ if isinstance(source, ArchiveSource | BigQuerySource) else FileSource.__name__
 
 
-BatchSource = FileSource | ArchiveSource
+BatchSource = FileSource | ArchiveSource | BigQuerySource
 """What `run --mode batch` reads."""
 
 
@@ -105,8 +198,14 @@ class Sources(Model):
     """Inputs of the batch path and of the stream path."""
 
     batch: tuple[
-        Annotated[Annotated[FileSource, Tag("FileSource")] | Annotated[ArchiveSource, Tag("ArchiveSource")], Discriminator(_kind)], ...
-    ] = Field((), description="Files and archives of streams, read by `run --mode batch`.")
+        Annotated[
+            Annotated[FileSource, Tag("FileSource")]
+            | Annotated[ArchiveSource, Tag("ArchiveSource")]
+            | Annotated[BigQuerySource, Tag("BigQuerySource")],
+            Discriminator(_kind),
+        ],
+        ...,
+    ] = Field((), description="Files, archives of streams and tables of BigQuery, read by `run --mode batch`.")
     stream: tuple[PubsubSource, ...] = Field((), description="Subscriptions, read by `run --mode stream`.")
 
     @model_validator(mode="after")
@@ -133,3 +232,33 @@ class LookupSource(Model):
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.key,) if isinstance(self.key, str) else self.key
+
+
+class BigQueryLookup(BigQueryTable):
+    """A table held by every worker, read from BigQuery."""
+
+    key: str | tuple[str, ...] = Field(description="The column or columns a row is found by.")
+    columns: dict[str, str] | None = Field(
+        None, description="Column types, where others than the table's are wanted, or should be known before a run."
+    )
+    refresh: Micros | None = Field(None, gt=0, description="How long a worker trusts its copy in a stream.")
+    duplicates: Literal["fail", "first", "last"] = Field("fail", description="What to do with a key that occurs twice.")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+
+def _lookup_kind(lookup: Any) -> str:
+    """Which model a lookup is meant to be, as of a source."""
+    if isinstance(lookup, dict) and "files" not in lookup:
+        near = get_close_matches("bigquery", [str(key) for key in lookup], n=1, cutoff=0.75)
+        return BigQueryLookup.__name__ if near else LookupSource.__name__
+    return BigQueryLookup.__name__ if isinstance(lookup, BigQueryLookup) else LookupSource.__name__
+
+
+AnyLookup = LookupSource | BigQueryLookup
+LookupField = Annotated[
+    Annotated[LookupSource, Tag("LookupSource")] | Annotated[BigQueryLookup, Tag("BigQueryLookup")], Discriminator(_lookup_kind)
+]
+"""A lookup as a spec has it."""

@@ -18,7 +18,7 @@ from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from beam_pipelines.spec.models import PipelineSpec, Thresholds
 from beam_pipelines.spec.sinks import ParquetSink, Sink
-from beam_pipelines.spec.sources import ArchiveSource, FileSource, Sources
+from beam_pipelines.spec.sources import FileSource, Sources
 from beam_pipelines.testing.encode import Record, encode
 
 _PROVENANCE = (SOURCE, POSITION, ARRIVAL, RUN_ID, CONTRACT)
@@ -96,7 +96,7 @@ def _given(spec: PipelineSpec, number: int, rows: list[Record], folder: str) -> 
     path = os.path.join(folder, "given")
     with open(path, "wb") as out:
         out.write(encode(rows, source.format, contract=spec.contract))
-    if isinstance(source, ArchiveSource):
+    if not isinstance(source, FileSource):
         by_column = source.arrival if source.arrival is not None and source.arrival.column is not None else None
         return FileSource(files=path, format=source.format, arrival=by_column, compression="none")
     return source.model_copy(update={"files": path, "compression": "none"})

@@ -24,6 +24,7 @@ from beam_pipelines.arrow.concat import Pending, slices
 from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.panes import Plan, expansion, merge_partials, partials, plan, present, split_by_key
+from beam_pipelines.arrow.window_panes import DAY
 from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.aggregate_counts import counts_of
 from beam_pipelines.transforms.aggregate_stream import Streaming, stream_aggregate
@@ -52,7 +53,8 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     Over an unbounded PCollection the lateness is always applied, and windows are shown as time goes (`arrow.open_windows`): the watermark and
     the element timestamps must be arrival times. `corrections` (the default, and the safe one): rows of `_change` -1 take rows back, and a row
     that comes again, by `_source` and `_position`, counts once; then the rows of open windows are kept. Without, each row must come once, and
-    only accumulators are kept. `epoch` goes into the panes; windows that had closed before `closed_before` (micros) are never shown again.
+    only accumulators are kept. `corrected_within` (micros): how far behind the watermark, in event time, a row of a closed window may lie that is
+    taken back and counted as stale. `epoch` goes into the panes; windows that had closed before `closed_before` (micros) are never shown again.
     `sources_in_process` says that all sources run in this process and tell `arrival_clock`: then a backlog costs fewer timers.
 
     `time` is the event-time column, unless the spec names its own; `time_zone` says what bare dates, civil times and calendar windows mean.
@@ -69,6 +71,7 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         time_zone: str = "UTC",
         apply_lateness: bool = False,
         corrections: bool = True,
+        corrected_within: int = DAY,
         epoch: int = 0,
         closed_before: int | None = None,
         sources_in_process: bool = False,
@@ -77,7 +80,7 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         if spec.windowing is not None and (spec.time or time) is None:
             raise SpecError(f"{name}: windows need a time column.", hint="Set `time`, or the contract's event_time.")
         self._spec, self._name, self._time, self._time_zone, self._apply_lateness = spec, name, spec.time or time, time_zone, apply_lateness
-        self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process)
+        self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process, corrected_within)
 
     def expand(self, stage: Any) -> Aggregated:
         rows, dead, counts = arriving(stage)

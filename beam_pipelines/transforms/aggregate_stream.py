@@ -39,7 +39,7 @@ from beam_pipelines.arrow.open_sessions import OpenSessions
 from beam_pipelines.arrow.open_windows import OpenWindows
 from beam_pipelines.arrow.schema import CHANGE
 from beam_pipelines.arrow.stream_partials import Arrivals, Arrived, arrivals, has_changes, made_by, refuse_endless, taken_back
-from beam_pipelines.arrow.window_panes import Fired, Shard
+from beam_pipelines.arrow.window_panes import DAY, Fired, Shard
 from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.coders import RecordBatchCoder
 from beam_pipelines.errors import RunError
@@ -58,12 +58,16 @@ _coder = RecordBatchCoder()
 
 
 class Streaming(NamedTuple):
-    """`Aggregate`'s settings for a stream. `ahead`: where the sources of this process are ahead, one timer serves many windows."""
+    """`Aggregate`'s settings for a stream. `ahead`: where the sources of this process are ahead, one timer serves many windows.
+
+    `reach`: as in `Shard`.
+    """
 
     corrections: bool = True
     epoch: int = 0
     closed_before: int | None = None
     ahead: bool = False
+    reach: int = DAY
 
 
 class StreamAggregated(NamedTuple):
@@ -254,9 +258,9 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
 
     def _new(self, shard: int, schema: pa.Schema) -> _Held:
         plan, types = made_by(schema, self._spec)
-        corrections, epoch, closed_before, _ = self._streaming
+        corrections, epoch, closed_before, _, reach = self._streaming
         kind = OpenSessions if self._spec.windowing is not None and self._spec.windowing.type == "sessions" else OpenWindows
-        of = Shard(self._spec, plan, types, corrections, epoch, closed_before, shard, SHARDS)
+        of = Shard(self._spec, plan, types, corrections, epoch, closed_before, shard, SHARDS, reach)
         return _Held(kind(of, engine=self._engine), dict(schema.metadata))
 
     def _read(self, shard: int, log: Any) -> _Held | None:
@@ -284,7 +288,9 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
         return len(blob)
 
     def _keep(self, shard: int, held: _Held, log: Any, token: Any, due: Any) -> None:
-        if (held.logged > max(_MOST_LOGGED, 2 * held.dumped) and held.logged > 2 * held.windows.nbytes) or held.windows.empty:
+        size = held.windows.nbytes
+        worth_it = held.logged > max(_MOST_LOGGED, 2 * held.dumped) and held.logged > 2 * size
+        if worth_it or (held.windows.empty and held.logged >= size):
             log.clear()
             held.dumped = sum(self._log(held, log, {"do": "load"}, batch) for batch in held.windows.dump())
             held.logged = 0

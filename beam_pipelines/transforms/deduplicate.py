@@ -41,7 +41,7 @@ __all__ = ["Deduplicate", "Deduplicated", "DeduplicatedWithDead", "cleanup", "sw
 
 HASH_SHARDS = 32  # 5 bits of the hash; more shards cost elements, fewer cost memory: one shard is sorted at a time
 DIGEST_SHARDS = 16
-SPILLED = "spilled"
+SPILLED, DROPPED = "spilled", "duplicates"
 _FILE, _ROW = "_spill_file", "_spill_row"
 _NEVER = MAX_TIMESTAMP.micros
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -53,6 +53,14 @@ class Deduplicated(NamedTuple):
     """`rows` without duplicates; `counts` for the ledger, those of the stage before included."""
 
     rows: beam.PCollection
+    counts: beam.PCollection
+
+
+class DeduplicatedTold(NamedTuple):
+    """`Deduplicated`, and the duplicates themselves, with all their columns."""
+
+    rows: beam.PCollection
+    duplicates: beam.PCollection
     counts: beam.PCollection
 
 
@@ -87,6 +95,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
         stream | FromRows(contract) | Conform(contract) | Deduplicate(DeduplicateRule(within="2d"), contract=contract)
 
+    `tell`: a bounded input gives `DeduplicatedTold`, with the duplicates too.
+
     Raises SpecError for a stream without `within`, a negative `lateness`, or another window than the global one.
     """
 
@@ -101,8 +111,10 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         temp_location: str | None = None,
         run_id: str | None = None,
         lateness: int | None = None,
+        tell: bool = False,
     ) -> None:
         super().__init__()
+        self._tell = tell
         self._how = comparison(rule_or_key, contract=contract, content=columns_of_content, event_time=event_time, within=within)
         if lateness is not None and lateness < 0:
             raise SpecError(f"deduplicate: lateness is {lateness}; expected microseconds, 0 or more.")
@@ -110,12 +122,15 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         self._temp_location = temp_location
         self._run_id = run_id or uuid4().hex
 
-    def expand(self, stage: Any) -> Deduplicated | DeduplicatedWithDead:
+    def expand(self, stage: Any) -> Deduplicated | DeduplicatedTold | DeduplicatedWithDead:
         rows, dead, counted = arriving(stage)
         self._refuse(rows)
         if rows.is_bounded:
             folder = SpillFolder.of(self._temp_location or temp_location_of(rows.pipeline.options), self._run_id)
-            kept, counts = _bounded(rows, self._how, folder)
+            done = _bounded(rows, self._how, folder, tell=self._tell)
+            if self._tell and not dead:
+                return DeduplicatedTold(done.rows, done[DROPPED], joined([*counted, done[COUNTS]], "Counts"))
+            kept, counts = done.rows, done[COUNTS]
         else:
             kept, counts = unbounded(rows, self._how, self._lateness if self._lateness is not None else self._how.within or 0)
         counts = joined([*counted, counts], "Counts")
@@ -134,7 +149,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             )
 
 
-def _bounded(rows: beam.PCollection, how: Comparison, folder: SpillFolder) -> tuple[beam.PCollection, beam.PCollection]:
+def _bounded(rows: beam.PCollection, how: Comparison, folder: SpillFolder, *, tell: bool) -> Any:
+    """Outputs `rows`, with `tell` DROPPED, and COUNTS."""
     spilled = rows | "SpillRows" >> beam.ParDo(SpillRows(how, folder)).with_output_types(
         tuple[int, tuple[str, bytes]], spilled=tuple[str, tuple[int, bytes]]
     ).with_outputs(SPILLED, main="hashes")
@@ -147,13 +163,13 @@ def _bounded(rows: beam.PCollection, how: Comparison, folder: SpillFolder) -> tu
         | "ByDigest" >> beam.GroupByKey()
         | "FindDuplicates" >> beam.ParDo(FindDuplicates(how)).with_output_types(tuple[str, tuple[int, bytes]])
     )
-    kept = (
+    keep = beam.ParDo(KeepRows(folder, tell=tell)).with_output_types(pa.RecordBatch, duplicates=pa.RecordBatch, counts=Count)
+    return (
         (spilled[SPILLED], duplicates)
         | "FilesAndDuplicates" >> beam.Flatten()
         | "ByFile" >> beam.GroupByKey()
-        | "KeepRows" >> beam.ParDo(KeepRows(folder)).with_output_types(pa.RecordBatch).with_outputs(COUNTS, main="rows")
+        | "KeepRows" >> keep.with_outputs(DROPPED, COUNTS, main="rows")
     )
-    return kept.rows, kept[COUNTS]
 
 
 class SpillRows(beam.DoFn):  # type: ignore[misc]
@@ -257,10 +273,10 @@ class FindDuplicates(beam.DoFn):  # type: ignore[misc]
 
 
 class KeepRows(beam.DoFn):  # type: ignore[misc]
-    """(file, its timestamp and duplicate rows) -> the batch without them, and how many of each source they were."""
+    """(file, its timestamp and duplicate rows) -> the batch without them; with `tell` they themselves; how many of each source they were."""
 
-    def __init__(self, folder: SpillFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: SpillFolder, *, tell: bool = False) -> None:
+        self._folder, self._tell = folder, tell
 
     def process(self, keyed: tuple[str, Iterable[tuple[int, bytes]]]) -> Iterator[Any]:
         name, notes = keyed
@@ -271,6 +287,8 @@ class KeepRows(beam.DoFn):  # type: ignore[misc]
             yield from (TaggedOutput(COUNTS, count) for count in _counts(name, batch, drop))
             keep = np.ones(batch.num_rows, bool)
             keep[drop] = False
+            if self._tell:
+                yield TaggedOutput(DROPPED, batch.take(pa.array(drop)))
             batch = batch.filter(pa.array(keep))
         if batch.num_rows:
             yield TimestampedValue(batch, Timestamp(micros=min(since)))

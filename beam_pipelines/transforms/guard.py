@@ -33,7 +33,8 @@ _files = threading.local()
 
 @dataclass(frozen=True)
 class Guard:
-    """`folder` is where this start says what it works on (a local folder); `poison` are the positions by source that must not be worked on."""
+    """`folder` is where this start says what it works on (a local folder; "": it does not, as in a batch); `poison` are the positions by source that must
+    not be worked on."""
 
     folder: str
     epoch: int
@@ -73,6 +74,8 @@ class GuardedProgram:
         return bad if bad.any() else None
 
     def _journaled(self, batch: pa.RecordBatch, engine: Engine | None) -> Split:
+        if not self.guard.folder:
+            return self.program(batch, engine)
         handle = _journal(self.guard)
         source = batch.column(SOURCE)[0].as_py() if batch.num_rows else ""
         content = msgspec.msgpack.encode((source, batch.column(POSITION).to_numpy().tobytes()))

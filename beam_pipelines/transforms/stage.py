@@ -178,7 +178,7 @@ def counts_of(batch: pa.RecordBatch, split: Split) -> list[Count]:
     dead = {(e["source"], f"{e['stage']}:{e['reason']}"): e["source_count"] for e in _grouped(letters, ["source", "stage", "reason"])}
     before, after = rows_by_source(batch), rows_by_source(split.rows)
     counts: list[Count] = [(unit, source, "dead", detail, rows) for (source, detail), rows in dead.items()]
-    counts += [(unit, e["source"], "failed", e["name"], e["row_count_distinct"]) for e in _failed(letters)]
+    counts += [(unit, e["source"], "failed", e["name"], e["row_count_distinct"]) for e in failed(letters)]
     for source, rows in before.items():
         lost = rows - after.get(source, 0) - sum(n for (s, _), n in dead.items() if s == source)
         counts += [(unit, source, "filtered", "", lost)] if lost else []
@@ -192,7 +192,7 @@ def _grouped(table: pa.Table, keys: list[str]) -> list[dict[str, Any]]:
     return groups
 
 
-def _failed(letters: pa.Table) -> list[dict[str, Any]]:
+def failed(letters: pa.Table) -> list[dict[str, Any]]:
     """How many letters of each source name each check or column."""
     failures = letters["failures"].combine_chunks()
     rows = pc.list_parent_indices(failures)

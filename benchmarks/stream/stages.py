@@ -1,4 +1,4 @@
-"""One run of the stage pipeline on Prism, by the product's own `run_stream`. Prints one JSON line.
+"""One run of the stage pipeline on Prism, or on the Flink cluster that is given, by the product's own `run_stream`. Prints one JSON line.
 
 python benchmarks/stream/stages.py DATA OUT --rows 2000000 --answer 100 [--archive]
 """
@@ -15,6 +15,7 @@ import numpy as np
 from endless import BEGIN, FEED, SPAN, Feed, lines_of, messages_of, reading
 
 from beam_pipelines import metrics
+from beam_pipelines.runners.options import LOOPBACK, Flink
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.spec.load import load_spec
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--answer", type=int, required=True)
     parser.add_argument("--archive", action="store_true", help="raw messages are stored in the archive first, as the product always does")
+    parser.add_argument("--flink", metavar="HOST:PORT", help="a Flink cluster; its own CPU seconds are not in the figures")
     options = parser.parse_args()
     arrivals = BEGIN + np.arange(options.rows) * (SPAN // 2_000_000)
     messages = messages_of(lines_of(options.data, options.rows), arrivals, archived=not options.archive)
@@ -36,7 +38,8 @@ def main() -> None:
     loaded = load_spec(SPEC, set_={"lake": str(options.out)})
     ended: list[float] = []
     begun, wall = time.process_time(), time.monotonic()
-    record = run_stream(loaded, StreamCall(make=reading(0.1), watch=lambda: ended.append(time.process_time())))
+    flink = None if options.flink is None else Flink(options.flink, LOOPBACK)
+    record = run_stream(loaded, StreamCall(make=reading(0.1), watch=lambda: ended.append(time.process_time()), flink=flink))
     [line] = record.ledger
     python, prism = ended[-1] - begun, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # the ledger after the end is not the stream's
     seen = metrics.snapshot()

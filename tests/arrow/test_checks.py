@@ -22,6 +22,7 @@ from beam_pipelines.arrow.run_checks import STATE
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.errors import SpecError
 from tests.arrow.batches import assert_one_door, with_provenance
+from tests.laws import share
 
 
 def failing(column: Column, values: pa.Array | list[Any], **given: Any) -> list[list[str]]:
@@ -164,6 +165,7 @@ def as_rows(found: list[tuple[int | None, str, datetime | None]]) -> pa.RecordBa
     )
 
 
+@share(30)
 @given(st.lists(rows, max_size=5), st.randoms(use_true_random=False))
 def test_states_merge_in_any_order_and_grouping_to_the_state_of_all_rows(parts: list[list[Any]], order: random.Random) -> None:
     states = [MANY.observe(as_rows(part)) for part in parts]

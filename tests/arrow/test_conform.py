@@ -25,6 +25,7 @@ from beam_pipelines.arrow.schema import UNKNOWN
 from beam_pipelines.arrow.types import INTEGERS, DataType, parse_type
 from beam_pipelines.errors import RunError, SpecError
 from tests.arrow.batches import assert_one_door, with_provenance
+from tests.laws import share
 
 instants = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda t: t.replace(tzinfo=UTC))
 scalars: dict[str, st.SearchStrategy[Any]] = {
@@ -130,13 +131,14 @@ odd_texts = (
 )
 
 
-@settings(max_examples=60)
+@share(12)
 @given(st.lists(st.none() | odd_texts, min_size=1, max_size=10), st.sampled_from(["UTC", "Europe/Berlin"]))
 def test_no_text_makes_it_raise_and_every_row_has_one_door(texts: list[str | None], zone: str) -> None:
     batch = with_provenance(dict.fromkeys(EVERYTHING.read, pa.array(texts, pa.string())))
     assert_one_door(EVERY_PROGRAM[zone](batch), batch)
 
 
+@share(25)
 @given(st.lists(st.text("0123456789+-.eE_x \n", max_size=6), min_size=1, max_size=30))
 def test_an_integer_is_digits_and_nothing_else(texts: list[str]) -> None:
     for kind in ("int8", "uint64"):
@@ -149,6 +151,7 @@ def test_an_integer_is_digits_and_nothing_else(texts: list[str]) -> None:
 decimal_texts = st.text("0123459+-.eE_ ", max_size=8).filter(lambda t: not re.search(r"[eE][+-]?[0-9]{4}", t))
 
 
+@share(25)
 @given(st.lists(decimal_texts, min_size=1, max_size=30))
 def test_a_decimal_is_exact_or_refused(texts: list[str]) -> None:
     def exact(text: str) -> Decimal | str:
@@ -163,6 +166,7 @@ def test_a_decimal_is_exact_or_refused(texts: list[str]) -> None:
     assert outcomes("decimal(6,2)", texts) == [exact(t) for t in texts]
 
 
+@share(25)
 @given(st.lists(st.text("0123459+-.eE_ ", max_size=8), min_size=1, max_size=30))
 def test_a_float_is_finite_and_a_number(texts: list[str]) -> None:
     pattern = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
@@ -183,7 +187,7 @@ def almost_timestamps(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=150)
+@share(30)
 @given(st.lists(almost_timestamps(), min_size=1, max_size=30))
 def test_a_timestamp_is_iso_8601_to_the_letter(texts: list[str]) -> None:
     def read(text: str) -> datetime | str:
@@ -205,7 +209,7 @@ def test_a_timestamp_is_iso_8601_to_the_letter(texts: list[str]) -> None:
     assert outcomes("timestamp", texts) == [read(t) for t in texts]
 
 
-@settings(max_examples=100)
+@share(40)
 @given(
     st.lists(
         st.datetimes(datetime(1950, 1, 1), datetime(2035, 1, 1)) | st.datetimes(datetime(2026, 3, 8, 1), datetime(2026, 3, 8, 4)),

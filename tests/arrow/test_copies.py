@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.copies import Copies, Identities, Judged
 from beam_pipelines.arrow.duplicates import CONTENT, KEY, ORDER, TIME, duplicate_mask
 from beam_pipelines.arrow.held import CELLS, Held
 from beam_pipelines.arrow.schema import ARRIVAL, POSITION, SOURCE, UTC_MICROS
+from tests.laws import share
 
 LOW, HIGH = -(2**63), 2**63 - 1
 Copy = tuple[bytes, bytes, int, Any, str, int]
@@ -92,7 +93,7 @@ class Kept:
 
 
 @given(copies_in_batches(), windows, keeps)
-@settings(max_examples=300)
+@share(60)
 def test_any_batches_in_any_order_end_as_the_rule_says(made: Any, within: int, keep: Any) -> None:
     batches, kind = made
     copies, told = Copies(within=within, keep=keep, slice_micros=2), Told()
@@ -145,7 +146,7 @@ arriving = st.lists(st.tuples(st.integers(0, 4), digest, st.integers(-6, 6), st.
 
 
 @given(arriving, st.sampled_from([2, 4]), keeps, st.data())
-@settings(max_examples=300)
+@share(60)
 def test_slices_behind_the_horizon_are_not_missed(steps: Any, within: int, keep: Any, data: st.DataObject) -> None:
     """Arrival time goes on, event time is up to 6 before or after it: forgetting what is older than 6 + within changes no verdict."""
     lateness, slice_micros, arrival = 6, data.draw(st.sampled_from([1, 2, 5])), 0
@@ -183,7 +184,7 @@ def test_only_whole_slices_go_and_their_cells_are_written_anew() -> None:
 
 
 def test_many_small_pieces_become_one_and_writing_stays_linear() -> None:
-    copies, kept, written, n = Copies(within=5, slice_micros=10), Kept(), 0, 2_000
+    copies, kept, written, n = Copies(within=5, slice_micros=10), Kept(), 0, 1_000
     for i in range(n):
         copies.add(batch_of([(b"%016d" % i, b"c" * 16, i % 10, i, "s", i)]))
         writes = list(copies.save())

@@ -20,6 +20,7 @@ from beam_pipelines.arrow.panes import Plan, aggregate_batch, merge_partials, pa
 from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.errors import SpecError
 from tests.arrow.slow_aggregate import measured
+from tests.laws import share
 
 WIDE = Context(prec=76)
 NUMERIC = ("count", "sum", "min", "max", "avg", "stddev", "count_distinct", "first", "last", "quantile")
@@ -99,7 +100,7 @@ def test_every_function_is_a_monoid_and_agrees_with_plain_python(kind: pa.DataTy
     spec = AggregateSpec(measures={f: f"{f}(x, 0.3)" if f == "quantile" else f"{f}(x)" for f in functions})
     made_by = plan(spec, pa.schema({"x": kind, "t": pa.timestamp("us", "UTC")}), time="t")
 
-    @settings(deadline=None, max_examples=8, database=None)
+    @settings(share(4), database=None)
     @given(st.lists(st.tuples(st.one_of(st.none(), values), st.integers(0, 5)), max_size=12), st.data())
     def law(rows: list[tuple[Any, int]], data: st.DataObject) -> None:
         batch = pa.record_batch({"x": pa.array([x for x, _ in rows], kind), "t": instants(np.array([t for _, t in rows], np.int64))})
@@ -135,7 +136,7 @@ def assert_close(function: str, got: Any, expected: Any, size: float) -> None:
         assert abs(got - expected) <= slack, (function, got, expected)
 
 
-@settings(deadline=None, max_examples=60)
+@share(15)
 @given(st.lists(st.integers(-5, 5), max_size=30), st.floats(0, 1))
 def test_a_condition_leaves_out_rows_for_which_it_is_not_true(xs: list[int], q: float) -> None:
     spec = AggregateSpec(

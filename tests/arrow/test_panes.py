@@ -21,6 +21,7 @@ from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.arrow.windows import WindowSpec
 from beam_pipelines.errors import SpecError
 from tests.arrow.slow_aggregate import Row, measured, panes_of, plain
+from tests.laws import share
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 CHANGE = int(datetime(2013, 11, 3, 6, tzinfo=UTC).timestamp()) * 1_000_000
@@ -93,7 +94,7 @@ def brute(rows: list[Row]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("windowing", WINDOWINGS)
-@settings(deadline=None, max_examples=15, database=None)
+@settings(share(6), database=None)
 @given(rows=st.lists(row, max_size=25), data=st.data())
 def test_any_split_and_order_of_rows_gives_the_panes_that_plain_python_gives(windowing: str, rows: list[Row], data: st.DataObject) -> None:
     group_by = data.draw(st.sampled_from([[], ["g"], ["g", "f"]]))
@@ -116,7 +117,7 @@ def test_any_split_and_order_of_rows_gives_the_panes_that_plain_python_gives(win
             assert got[key][name] == (value if slack is None or value is None else pytest.approx(value, rel=slack)), name
 
 
-@settings(deadline=None, max_examples=10, database=None)
+@settings(share(5), database=None)
 @given(st.lists(row, max_size=20))
 def test_panes_are_ordered_and_carry_their_place_in_the_stream(rows: list[Row]) -> None:
     spec = AggregateSpec(windowing=WINDOWINGS["fixed"], group_by=["g"], measures=MEASURES)

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.arrow.partitioning import check_partitions, directory, encode_value, refusal, split
 from beam_pipelines.errors import SpecError
+from tests.laws import share
 
 INSTANT = pa.timestamp("us", "UTC")
 MOMENTS = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda d: d.replace(tzinfo=UTC))
@@ -112,7 +113,7 @@ def test_partitions_that_readers_could_not_follow_are_refused(text: str, schema:
 VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@share(20)
 @example("a/b=c")
 @example("..")
 @example(".")

@@ -85,7 +85,19 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture
 def orders(tmp_path: Path) -> Path:
     """A spec beside its data."""
-    (tmp_path / "orders.csv").write_text(ORDERS)
-    spec = tmp_path / "orders.yaml"
+    return written_orders(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ran_orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, run once: for tests that only look."""
+    spec = written_orders(tmp_path_factory.mktemp("ran"))
+    assert run_command(command, ["run", str(spec)]) == 0
+    return spec
+
+
+def written_orders(folder: Path) -> Path:
+    (folder / "orders.csv").write_text(ORDERS)
+    spec = folder / "orders.yaml"
     spec.write_text(SPEC)
     return spec

@@ -30,7 +30,7 @@ def test_before_any_run_a_query_says_that_nothing_was_committed(call: Call, orde
 @pytest.mark.parametrize(
     ("sql", "says"),
     [
-        ("SELECT * FROM rowz", "there is no table 'rowz'; did you mean 'rows'? Known: by_hour, dead_letters, rows, runs."),
+        ("SELECT * FROM rowz", "there is no table 'rowz'; did you mean 'rows'? Known: by_hour, dead_letters, ranges, rows, runs, stale."),
         ("SELEC 1", 'syntax error at or near "SELEC"'),
         ("SELECT shp FROM rows", "shop"),
         ("", "expected one SELECT"),
@@ -38,14 +38,12 @@ def test_before_any_run_a_query_says_that_nothing_was_committed(call: Call, orde
         ("COPY rows TO 'elsewhere.csv'", "A query reads"),
     ],
 )
-def test_a_wrong_query_is_one_clear_error(call: Call, orders: Path, sql: str, says: str) -> None:
-    call("run", orders)
-    assert says in call("query", orders, sql, code=2).err
+def test_a_wrong_query_is_one_clear_error(call: Call, ran_orders: Path, sql: str, says: str) -> None:
+    assert says in call("query", ran_orders, sql, code=2).err
 
 
-def test_outputs_are_tables_by_name(call: Call, orders: Path) -> None:
-    call("run", orders)
-    ask = ["query", orders, "--format", "csv"]
+def test_outputs_are_tables_by_name(call: Call, ran_orders: Path) -> None:
+    ask = ["query", ran_orders, "--format", "csv"]
     assert (
         call(*ask, "SELECT id, shop, amount, note FROM rows ORDER BY id").out
         == "id,shop,amount,note\n1,north,9.50,***\n3,south,12.25,\n6,north,40.00,\n"
@@ -55,7 +53,7 @@ def test_outputs_are_tables_by_name(call: Call, orders: Path) -> None:
         == "north,1,9.50,2024-05-01T10:00:00Z"
     )
     assert call(*ask, "SELECT status, read, written, dead FROM runs").out == "status,read,written,dead\nsuccess,8,3,3\n"
-    assert len(call("runs", orders).out.splitlines()) == 2
+    assert len(call("runs", ran_orders).out.splitlines()) == 2
 
 
 def test_runs_to_two_lakes_are_two_outputs(call: Call, orders: Path) -> None:
@@ -156,24 +154,22 @@ def test_dead_letters_are_grouped_by_reason_with_samples(call: Call, orders: Pat
     assert sum(g["share"] for g in groups) == pytest.approx(1)
 
 
-def test_dead_letters_can_be_chosen(call: Call, orders: Path) -> None:
-    call("run", orders)
-    assert "1 record refused, of those that fit" in call("dlq", "inspect", orders, "--reason", "cast").out
-    assert "no dead letters fit" in call("dlq", "inspect", orders, "--where", "position < 0 -- none").out
-    assert "Known: CAST, CHECK, DECODE." in call("dlq", "inspect", orders, "--reason", "CHEK", code=2).err
-    assert "sorce" in call("dlq", "inspect", orders, "--where", "sorce = 'x'", code=2).err
+def test_dead_letters_can_be_chosen(call: Call, ran_orders: Path) -> None:
+    assert "1 record refused, of those that fit" in call("dlq", "inspect", ran_orders, "--reason", "cast").out
+    assert "no dead letters fit" in call("dlq", "inspect", ran_orders, "--where", "position < 0 -- none").out
+    assert "Known: CAST, CHECK, DECODE." in call("dlq", "inspect", ran_orders, "--reason", "CHEK", code=2).err
+    assert "sorce" in call("dlq", "inspect", ran_orders, "--where", "sorce = 'x'", code=2).err
 
 
-def test_sensitive_columns_are_seen_nowhere(call: Call, orders: Path) -> None:
-    call("run", orders)
+def test_sensitive_columns_are_seen_nowhere(call: Call, ran_orders: Path) -> None:
     for verb in (
-        ["dlq", "inspect", orders],
-        ["preview", orders],
-        ["preview", orders, "--json"],
-        ["query", orders, "SELECT * FROM dead_letters"],
+        ["dlq", "inspect", ran_orders],
+        ["preview", ran_orders],
+        ["preview", ran_orders, "--json"],
+        ["query", ran_orders, "SELECT * FROM dead_letters"],
     ):
         assert "secret" not in call(*verb).out
-    assert "(record not kept)" in call("dlq", "inspect", orders).out
+    assert "(record not kept)" in call("dlq", "inspect", ran_orders).out
 
 
 def test_a_preview_shows_what_each_stage_does_and_writes_nothing(call: Call, orders: Path) -> None:

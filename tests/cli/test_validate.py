@@ -63,7 +63,27 @@ def test_an_unknown_verb_names_the_nearest(call: Call) -> None:
 
 def test_help_lists_the_verbs_in_the_order_a_user_meets_them(call: Call) -> None:
     out = call("--help").out
-    verbs = ["init", "validate", "preview", "test", "run", "replay", "query", "runs", "dlq", "schema"]
+    verbs = [
+        "init",
+        "validate",
+        "preview",
+        "test",
+        "run",
+        "status",
+        "backfill",
+        "replay",
+        "query",
+        "runs",
+        "dlq",
+        "serve",
+        "verify",
+        "report",
+        "compact",
+        "cluster",
+        "template",
+        "plan",
+        "schema",
+    ]
     assert [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()] == verbs
     assert "..." not in out.partition("Commands:")[2]
     for verb in verbs:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.processes import descendants, gone
+from tests.faults.publish import publishing
 from tests.faults.stream_jobs import Job, Lake, check
 from tests.faults.truth import messages, truth
 from tests.pubsub_servers import PubsubServer
@@ -41,10 +41,7 @@ def killed_while_messages_flow(
     topic, subscription = server.pair(ack_deadline_seconds=10)
     lake = Lake.make(folder, subscription, server.environment)
     say(capsys, f"seed {seed}: {len(lives_s)} kills in {sum(lives_s):.0f} s, {count:,} messages")
-    publisher = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.publish", topic, str(seed), str(count), str(PER_SECOND)], env=dict(lake.environment)
-    )
-    try:
+    with publishing(topic, seed, count, PER_SECOND, lake.environment) as publisher:
         for life_s in lives_s:
             job = lake.start(at=at)
             try:
@@ -55,9 +52,6 @@ def killed_while_messages_flow(
             else:
                 raise AssertionError(f"it ended by itself:\n{job.text}")
         assert publisher.wait(120) == 0
-    finally:
-        publisher.kill()
-        publisher.wait()
     last = lake.start("--until-idle", "2s", at=at)
     assert last.ended(180) == 0, last.text
     sent = messages(seed, count)

@@ -93,6 +93,7 @@ def test_leases_that_end_under_a_slow_stage(broker: PubsubServer, tmp_path: Path
     check(lake, truth(sent))
 
 
+@pytest.mark.slow
 def test_a_subscription_seeked_back_a_day_changes_nothing(broker: PubsubServer, tmp_path: Path) -> None:
     sent = messages(24, COUNT)
     topic, subscription = broker.pair(ack_deadline_seconds=10, retain_acked_messages=True)

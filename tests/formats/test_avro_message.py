@@ -27,6 +27,7 @@ from beam_pipelines.errors import SourceError, SpecError
 from beam_pipelines.formats.avro_message_schemas import forget
 from beam_pipelines.formats.options import AvroFormat
 from beam_pipelines.formats.registry import message_steps
+from tests.laws import share
 from tests.pubsub_servers import PubsubServer
 
 FLIGHT: dict[str, Any] = {
@@ -78,6 +79,7 @@ def dead(split: Split) -> dict[int, str]:
     return dict(zip(split.dead["position"].to_pylist(), split.dead["message"].to_pylist(), strict=True))
 
 
+@share(30)
 @given(
     st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.text(max_size=5), st.none() | st.integers(-(2**31), 2**31 - 1)), max_size=20)
 )

@@ -19,6 +19,7 @@ from beam_pipelines.formats.csv import CsvReader, DecodeCsv, decode_steps
 from beam_pipelines.formats.options import CsvFormat
 from beam_pipelines.formats.quoting import Dialect
 from beam_pipelines.formats.reader import DECODE, FILE, TOO_LARGE, Broken, Limits
+from tests.laws import share
 
 Row = tuple[int, list[str | None]]
 FIELD = st.text(st.sampled_from("ab,;\"'\\\n\r#é😀 \x00"), max_size=5)
@@ -74,6 +75,7 @@ def tables(draw: st.DrawFn) -> tuple[CsvFormat, list[list[str]], bytes]:
     return CsvFormat(header=False, delimiter=delimiter, escape=escape), rows, text.getvalue().encode()
 
 
+@share(40)
 @given(tables(), BLOCK)
 def test_any_table_that_pythons_csv_writes_is_read_back(table: tuple[CsvFormat, list[list[str]], bytes], block: int) -> None:
     fmt, rows, content = table

@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.program import Program
@@ -19,6 +19,7 @@ from beam_pipelines.formats.json import JsonReader, decode_batch, decode_steps
 from beam_pipelines.formats.json_plan import MAX_DEPTH
 from beam_pipelines.formats.options import JsonFormat
 from beam_pipelines.formats.reader import Broken, DamagedStream, Limits
+from tests.laws import share
 
 ONE = Contract(columns={"a": {"type": "json"}})
 
@@ -317,7 +318,7 @@ def read(raw: bytes, layout: str = "array", **limits: int) -> list[Any]:
 elements = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.sampled_from(['],"', "[{", '\\"', "\\"]), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v, max_size=3), max_leaves=6)  # fmt: skip
 
 
-@settings(max_examples=150)
+@share(40)
 @given(
     values=st.lists(st.dictionaries(st.text(max_size=4), elements, max_size=4), max_size=8),
     indent=st.sampled_from([None, 0, 3]),

@@ -9,7 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.types import DataType, parse_type
@@ -18,6 +18,7 @@ from beam_pipelines.formats.json_members import Members
 from beam_pipelines.formats.json_plan import plan
 from beam_pipelines.formats.json_strict import Decoded, decode_record, parse
 from beam_pipelines.formats.json_syntax import text_of
+from tests.laws import share
 
 FLAT = {
     "id": {"type": "string"},
@@ -232,13 +233,13 @@ def _check(raw: list[bytes], contract: Contract, batch: pa.RecordBatch | None = 
 
 
 @pytest.mark.parametrize("name", list(CONTRACTS))
-@settings(max_examples=40)
+@share(10)
 @given(data=st.data())
 def test_fast_path_says_what_the_strict_decoder_says(name: str, data: st.DataObject) -> None:
     _check(data.draw(_batches(CONTRACTS[name])), CONTRACTS[name])
 
 
-@settings(max_examples=20)
+@share(8)
 @given(data=st.data(), before=st.integers(0, 3), after=st.integers(0, 3))
 def test_slices_and_taken_rows_decode_like_their_records(data: st.DataObject, before: int, after: int) -> None:
     raw = data.draw(_batches(CONTRACTS["flat"]))
@@ -250,7 +251,7 @@ def test_slices_and_taken_rows_decode_like_their_records(data: st.DataObject, be
     _check([raw[i] for i in backwards], CONTRACTS["flat"], taken)
 
 
-@settings(max_examples=15)
+@share(6)
 @given(data=st.data())
 def test_many_alike_records_around_a_few_odd_ones(data: st.DataObject) -> None:
     odd = data.draw(_batches(CONTRACTS["flat"]))
@@ -261,7 +262,7 @@ def test_many_alike_records_around_a_few_odd_ones(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", list(CONTRACTS))
-@settings(max_examples=25)
+@share(8)
 @given(data=st.data())
 def test_what_is_proven_in_bulk_is_what_the_strict_decoder_accepts(name: str, data: st.DataObject) -> None:
     """The prover may leave a record open; what it proves is good, by its shape (here: of every record) as by its members."""

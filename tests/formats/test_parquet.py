@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -126,6 +129,26 @@ class Unplugged(io.BytesIO):
 def test_an_error_of_the_stream_itself_is_raised() -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         read(Unplugged(written(rows_of(3000))))
+
+
+THREE_GROUPS = written(rows_of(60), row_group_size=20)
+ABORTS = THREE_GROUPS[:1970] + b"\x03" + THREE_GROUPS[1971:]  # in the footer's schema: histograms of levels then have another length
+IN_PROCESS = "import io, sys, pyarrow.parquet as pq; pq.ParquetFile(io.BytesIO(sys.stdin.buffer.read())).metadata.row_group(0).column(0)"
+
+
+def test_metadata_that_ends_the_process_is_a_letter_for_each_row() -> None:
+    ended = subprocess.run([sys.executable, "-c", IN_PROCESS], input=ABORTS, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGABRT, "if this pyarrow does not end on them, find others"
+    rows, broken = read(ABORTS)
+    assert not rows
+    assert [(b.position, b.reason, b.rows) for b in broken] == [(0, FILE, 20), (20, FILE, 20), (40, FILE, 20)]
+
+
+def test_a_footer_whose_row_groups_are_not_all_rows_is_one_broken() -> None:
+    rows, [broken] = read(THREE_GROUPS.replace(b"\x16\x78\x19", b"\x16\x7a\x19"))  # num_rows: 60, 61
+    assert not rows
+    assert (broken.position, broken.rows) == (0, 1)
+    assert "lists 60 rows in row groups; expected the 61 of the whole file" in broken.message
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))

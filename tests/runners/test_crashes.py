@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +17,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_pipelines.arrow.schema import POSITION, of_source, provenance
+from beam_pipelines.arrow.schema import MESSAGES, POSITION, of_source, provenance
+from beam_pipelines.formats.archive import write_messages
+from beam_pipelines.places import write_bytes
 from beam_pipelines.runners import crashes
 from beam_pipelines.runners.crashes import Positions, journal_folder, look_back, of_positions
+from beam_pipelines.runners.direct import Call, run_batch
+from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.spec.load import load_spec
 from beam_pipelines.transforms.guard import Guard, GuardedProgram, guarded, in_work
 from beam_pipelines.transforms.prepare import row_program
 
 SOURCE = "projects/demo-project/subscriptions/s"
+SPEC = f"""
+spec: 1
+pipeline: p
+contract: {{key: [id], columns: {{id: {{type: int64, required: true}}, word: {{type: string}}}}}}
+sources: {{stream: [{{pubsub: {SOURCE}, format: json}}]}}
+transform: [{{apply: {{function: "tests.runners.crashing:fatal", columns: {{seen: boolean}}}}}}]
+sinks: [{{from: rows, parquet: {{path: lake}}}}, {{from: dead_letters, parquet: {{path: letters}}}}]
+"""
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The row stages of a spec whose `apply` kills its process on some words."""
     path = tmp_path_factory.mktemp("spec") / "p.yaml"
-    path.write_text(f"""
-spec: 1
-pipeline: p
-contract: {{key: [id], columns: {{id: {{type: int64, required: true}}, word: {{type: string}}}}}}
-sources: {{stream: [{{pubsub: {SOURCE}, format: json}}]}}
-transform: [{{apply: {{function: "tests.runners.crashing:fatal", columns: {{seen: boolean}}}}}}]
-sinks: [{{from: rows, parquet: {{path: lake}}}}]
-""")
+    path.write_text(SPEC)
     spec = load_spec(path).spec
     return row_program(spec, spec.sources.stream[0], {})
 
@@ -50,20 +57,35 @@ def messages(words: Sequence[str]) -> pa.RecordBatch:
     )
 
 
+FORKING = multiprocessing.get_context("forkserver")
+"""A fork of this process would die of its other threads: gRPC's, of tests before."""
+FORKING.set_forkserver_preload([__name__])
+
+
 def work(folder: str, epoch: int, program: Any, batch: pa.RecordBatch, poison: Sequence[int] = ()) -> tuple[int, list[int], list[int]]:
     """How a process ends that works on the batch behind a guard, and positions of its rows and letters."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        split = GuardedProgram(program, Guard(folder, epoch, ((SOURCE, tuple(poison)),)), "json")(batch)
-        os.write(theirs, json.dumps([split.rows.column(POSITION).to_pylist(), split.dead.column("position").to_pylist()]).encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    rows, dead = json.loads(said) if said else ([], [])
-    return os.waitstatus_to_exitcode(status), rows, dead
+    ours, theirs = FORKING.Pipe(duplex=False)
+    guard = Guard(folder, epoch, ((SOURCE, tuple(poison)),))
+    process = FORKING.Process(target=_work, args=(program, guard, batch, theirs))
+    process.start()
+    theirs.close()
+    try:
+        rows, dead = ours.recv()
+    except EOFError:
+        rows, dead = [], []
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, rows, dead
+
+
+def _work(program: Any, guard: Guard, batch: pa.RecordBatch, said: Connection) -> None:
+    split = GuardedProgram(program, guard, "json")(batch)
+    said.send((split.rows.column(POSITION).to_pylist(), split.dead.column("position").to_pylist()))
+
+
+def killed(rows: pa.RecordBatch, engine: Any) -> Any:
+    """A program that somebody kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stream(folder: Path, program: Any, batch: pa.RecordBatch) -> tuple[Any, list[str]]:
@@ -111,16 +133,9 @@ def test_a_kill_from_outside_makes_no_record_guilty(tmp_path: Path, program: Any
     start, said = stream(tmp_path, program, batch)
     for epoch in (1, 2):
         start(epoch)
-        child = os.fork()
-        if child == 0:
-            GuardedProgram(lambda rows, engine: os.kill(os.getpid(), signal.SIGKILL), start_guard(tmp_path, epoch))(batch)  # type: ignore[arg-type, return-value]
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert work(journal_folder(str(tmp_path)), epoch, killed, batch)[0] == -signal.SIGKILL
     assert start(3).poison == ()
     assert said[-1] == "found no record that crashes"
-
-
-def start_guard(folder: Path, epoch: int) -> Guard:
-    return Guard(journal_folder(str(folder)), epoch)
 
 
 @pytest.mark.slow
@@ -179,3 +194,27 @@ def test_rows_at_positions_are_all_found() -> None:
     batch = messages(["a"] * 10)
     found = list(of_positions([batch.slice(0, 5), batch.slice(5)], np.array([2, 7, 99])))
     assert [b.column(POSITION).to_pylist() for b in found] == [[2], [7]]
+
+
+def test_a_batch_over_the_archive_keeps_out_what_the_stream_has_found_to_crash_unless_a_repair_has_helped(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(SPEC)
+    loaded = load_spec(path)
+    write_messages(archived(["a", "crash", "c"]), f"{loaded.state}/archive", epoch=1)
+    write_bytes(f"{stream_folder(loaded.state)}/crashes.json", json.dumps({"poison": {SOURCE: [1, 2], "another": [0]}}).encode())
+    said: list[str] = []
+    done = run_batch(loaded, Call(input="archive", say=said.append))
+    assert (done.status, done.dead_letters) == ("success", {"prepare:CRASH": 1})
+    assert [(line.read, line.dead, line.written) for line in done.ledger if line.source] == [(3, 1, {"rows": 2})]
+    assert [sentence for sentence in said if "CRASH" in sentence] == [
+        "dead letters (CRASH): 1 record of the archive, of which the stream has found that they crash the process"
+    ]
+
+
+def archived(words: Sequence[str]) -> pa.RecordBatch:
+    """The messages as a stream archives them."""
+    batch = messages(words)
+    names = [f.name for f in MESSAGES]
+    return pa.RecordBatch.from_arrays(
+        [batch.column(n) if n in batch.schema.names else pa.nulls(batch.num_rows, MESSAGES.field(n).type) for n in names], schema=MESSAGES
+    )

@@ -16,7 +16,13 @@ def test_the_engine_is_always_named(asked: str) -> None:
     assert "FnApiRunner" in engine_for(asked).announcement
 
 
-@pytest.mark.parametrize(("asked", "says"), [("FlinkRunner", "not part of this version"), ("dirct", "did you mean 'direct'?")])
+@pytest.mark.parametrize("asked", ["flink", "FlinkRunner"])
+def test_flink_is_a_cluster(asked: str) -> None:
+    assert engine_for(asked).on_flink
+    assert "on a cluster" in engine_for(asked).announcement
+
+
+@pytest.mark.parametrize(("asked", "says"), [("DataflowRunner", "is for the verb `run`"), ("dirct", "did you mean 'direct'?")])
 def test_an_engine_that_is_not_there_is_a_spec_error(asked: str, says: str) -> None:
     with pytest.raises(SpecError, match=says.replace("?", r"\?")):
         engine_for(asked)

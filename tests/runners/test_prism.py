@@ -12,7 +12,8 @@ import pytest
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, PortableOptions, StandardOptions
 
 from beam_pipelines.errors import RunError, SinkError, SpecError
-from beam_pipelines.runners.prism import NO_SPLITS, PrismJob, prism_job, prism_options, quiet_ends, run_on_prism
+from beam_pipelines.runners.portable_job import PortableJob
+from beam_pipelines.runners.prism import NO_SPLITS, prism_job, prism_options, quiet_ends, run_on_prism
 from beam_pipelines.runners.prism_process import PrismServer, prism_server
 from tests.prism import prism_program
 from tests.runners.prism_source import FAR_S, Dwell, Fail, Gather, See, numbers, reset
@@ -100,7 +101,7 @@ def test_a_job_that_is_cancelled_ends_its_workers_and_prism(flags: list[str]) ->
     assert job.server.ended() is not None
 
 
-def left(flags: list[str], jobs: list[PrismJob], act: Callable[[PrismJob], object]) -> None:
+def left(flags: list[str], jobs: list[PortableJob], act: Callable[[PortableJob], object]) -> None:
     """Runs an endless job up to its first numbers, then does `act` inside the block."""
     seen = reset()
     with prism_job(endless, flags=flags) as job:
@@ -109,17 +110,17 @@ def left(flags: list[str], jobs: list[PrismJob], act: Callable[[PrismJob], objec
         act(job)
 
 
-def interrupt(_: PrismJob) -> None:
+def interrupt(_: PortableJob) -> None:
     raise KeyboardInterrupt
 
 
-def kill_prism(job: PrismJob) -> None:
+def kill_prism(job: PortableJob) -> None:
     os.kill(job.server.pid, signal.SIGKILL)
     job.wait(60)
 
 
 def test_a_block_that_is_left_cancels_the_job(flags: list[str]) -> None:
-    jobs: list[PrismJob] = []
+    jobs: list[PortableJob] = []
     with pytest.raises(KeyboardInterrupt):
         left(flags, jobs, interrupt)
     assert jobs[0].server.ended() is not None
@@ -128,7 +129,7 @@ def test_a_block_that_is_left_cancels_the_job(flags: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Beam's threads lose their connections
 def test_a_prism_that_dies_is_said_to_have_died(flags: list[str]) -> None:
-    jobs: list[PrismJob] = []
+    jobs: list[PortableJob] = []
     with pytest.raises(RunError, match=r"Prism ended \(signal 9\) while the job ran\.") as raised:
         left(flags, jobs, kill_prism)
     assert str(jobs[0].server.log) in str(raised.value)
@@ -162,7 +163,7 @@ def test_a_program_that_is_not_there_is_a_spec_error() -> None:
 
 
 def test_the_options_keep_the_users_and_add_what_a_stream_needs(tmp_path: Path) -> None:
-    server = PrismServer("127.0.0.1:1", 1, tmp_path, None)  # type: ignore[arg-type]
+    server = PrismServer(None, tmp_path, "127.0.0.1:1")  # type: ignore[arg-type]
     options = prism_options(server, ["--experiments=mine", "--job_name=x"])
     assert options.view_as(DebugOptions).experiments == ["mine", NO_SPLITS]
     assert options.view_as(StandardOptions).streaming

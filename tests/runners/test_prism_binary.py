@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from apache_beam.version import __version__ as beam_version
 
 from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.runners.prism_binary import PACKAGE, VARIABLE, find_prism, kept_prism
+from tests.runners.built_once import asked_at_once, calls, program
 
 GO = """#!/bin/sh
 echo "$@" >>"$CALLS"
@@ -34,18 +32,6 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         monkeypatch.delenv(name, raising=False)
     program(tmp_path / "bin" / "go", GO)
     return {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache"), "CALLS": str(tmp_path / "calls")}
-
-
-def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-def calls(environ: dict[str, str]) -> list[str]:
-    path = Path(environ["CALLS"])
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def test_the_option_comes_before_the_variable_before_the_cache_before_a_build(environ: dict[str, str], tmp_path: Path) -> None:
@@ -77,24 +63,9 @@ def test_nothing_but_the_program_is_left_in_the_cache(environ: dict[str, str]) -
 
 
 def test_processes_that_ask_at_once_get_one_build(environ: dict[str, str], tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     mine = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    asking = {**mine, **environ, "GATE": str(gate), "PYTHONPATH": os.pathsep.join(sys.path)}
     code = "from beam_pipelines.runners.prism_binary import find_prism; print(find_prism())"
-    asked = [
-        subprocess.Popen([sys.executable, "-c", code], env=asking, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for _ in range(2)
-    ]
-    try:
-        opener = threading.Thread(target=gate.write_text, args=("go on\n",), daemon=True)  # returns once a build has begun
-        opener.start()
-        opener.join(60)
-        assert [process.communicate(timeout=60)[0].strip() for process in asked] == [str(kept_prism(environ))] * 2
-    finally:
-        for process in asked:
-            process.kill()
-            process.wait()
+    assert asked_at_once(code, {**mine, **environ}, tmp_path / "gate") == [str(kept_prism(environ))] * 2
     assert len(calls(environ)) == 1
 
 

@@ -18,8 +18,9 @@ from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs, write_outputs
 from beam_pipelines.sinks.parquet import WriteParquet
+from beam_pipelines.sinks.resolutions import write_no_resolutions
 from beam_pipelines.sinks.run import RunInfo
-from beam_pipelines.sinks.speed import StoreFiles, WriteDoors, WriteSpeed, WriteSpeedLetters
+from beam_pipelines.sinks.speed import StoreFiles, WriteDoors, WriteSpeed, WriteSpeedLetters, write_no_doors
 from beam_pipelines.sinks.write import Writing
 from beam_pipelines.spec.sinks import ParquetSink
 from tests.formats.archived import NOON, messages
@@ -103,6 +104,8 @@ class Speed:
 
     def _know(self, name: str, of: str, folder: str, groups: tuple[str, ...], provenance: bool) -> None:
         self.known[name] = SpeedOutput(name, of, folder, groups, provenance)
+        write_no_doors(self.state)  # as every start does
+        write_no_resolutions(self.state)
         write_outputs(self.state, self.outputs)
 
     @property

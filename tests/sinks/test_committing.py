@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from beam_pipelines.arrow.ranges import Range
 from beam_pipelines.errors import RunError, SinkError, SpecError
-from beam_pipelines.sinks.claims import claim, holder, release
+from beam_pipelines.sinks.claims import claim, holders, release
 from beam_pipelines.sinks.commit import Verdicts, conclude
 from beam_pipelines.sinks.committing import abandon, commit_steps, prepare
 from beam_pipelines.sinks.manifest import live_files, numbers, unfinished
@@ -194,7 +195,7 @@ def test_the_second_of_two_runs_at_once_is_refused_until_the_first_is_gone(lake:
     process.kill()
     process.join()
     prepare([lake.output()], second)  # its process is dead: taken over
-    held = holder(lake.output())
+    (held,) = holders(lake.output())
     assert held is not None
     assert held.run_id == "second"
     abandon([lake.output()], second)
@@ -215,12 +216,12 @@ def test_a_claim_is_all_or_none_and_reentrant_for_the_same_attempt(lake: Lake) -
     claim([two], lake.run("r1"))
     with pytest.raises(SinkError, match="'two'"):
         claim([one, two], lake.run("r2"))
-    assert holder(one) is None
+    assert not holders(one)
     claim([one, two], lake.run("r1"))
     with pytest.raises(SinkError):
         claim([one], lake.run("r1", attempt="2"))
     release([one, two], lake.run("r1"))
-    assert holder(one) is holder(two) is None
+    assert holders(one) == holders(two) == []
     assert lake.files("one") == []
 
 
@@ -247,7 +248,7 @@ def test_all_outputs_of_a_run_become_visible_together(lake: Lake) -> None:
     prepare([one], run)  # a run of one output carries out the whole, claiming the other for as long
     assert lake.view("one") == lake.view("two") == BEFORE
     abandon([one], run)
-    assert holder(one) is holder(two) is None
+    assert holders(one) == holders(two) == []
 
 
 @pytest.mark.parametrize("last", ["decide", "move out", "record"])
@@ -307,3 +308,44 @@ def test_overlapping_outputs_and_odd_run_ids_are_refused(tmp_path: Path) -> None
     check_outputs([Output("a", "rows", "/lake/x.csv", "csv"), Output("b", "rows", "/lake/y.csv", "csv"), Output("c", "rows", "/lake2")])
     with pytest.raises(SpecError, match="run id"):
         RunInfo("../x", "p", str(tmp_path))
+
+
+def ranged(lake: Lake, run_id: str, start: int, end: int) -> RunInfo:
+    return replace(lake.run(run_id), range=Range(start, end))
+
+
+def test_runs_over_ranges_that_do_not_overlap_write_one_output_at_once(lake: Lake) -> None:
+    output = lake.output()
+    prepare([output], ranged(lake, "a", 0, 10))
+    prepare([output], ranged(lake, "b", 10, 20))
+    for first, last in [(5, 6), (9, 11), (0, 10), (-5, 100)]:
+        with pytest.raises(SinkError, match=r"run '[ab]' writes its range \["):
+            prepare([output], ranged(lake, "c", first, last))
+    with pytest.raises(SinkError, match="run 'a'"):
+        prepare([output], lake.run("whole"))
+    letters = lake.output("letters", replace="runs", partitions=("run_id",))
+    claim([letters], ranged(lake, "a", 0, 10))
+    claim([letters], ranged(lake, "b", 5, 20))
+    with pytest.raises(SinkError, match="'letters'"):
+        claim([letters], lake.run("whole"))
+    for run in (ranged(lake, "a", 0, 10), ranged(lake, "b", 10, 20)):
+        abandon([output], run)
+    prepare([output], lake.run("whole"))
+
+
+def test_a_commit_beside_another_keeps_what_the_other_staged_and_committed(lake: Lake) -> None:
+    """Every way in which the steps of two commits over two ranges can interleave ends with both."""
+    for stop in range(12):
+        folder = Lake(lake.folder / str(stop))
+        output = folder.output()
+        one, two = ranged(folder, "a", 0, 10), ranged(folder, "b", 10, 20)
+        prepare([output], one)
+        first = commit_steps(folder.work(one, [output], folder.stage(one, output, rows((1, "x")))))
+        for _ in range(stop):
+            next(first, None)
+        prepare([output], two)
+        assert list(commit_steps(folder.work(two, [output], folder.stage(two, output, rows((11, "y"))))))
+        for _ in first:
+            pass
+        assert folder.view() == [(1, "x"), (11, "y")], stop
+        assert not holders(output)

@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.sinks.reached import Reached, write_progress
+from tests.laws import share
 from tests.sinks.lake import Lake
 from tests.sinks.lake import rows as batch_rows
 from tests.sinks.speed_lake import Speed, letters, panes, rows
@@ -21,7 +22,7 @@ from tests.sinks.speed_lake import Speed, letters, panes, rows
 POSITIONS = st.lists(st.integers(0, 9), max_size=6)
 
 
-@settings(max_examples=20, deadline=None)
+@share(8)
 @given(st.lists(st.tuples(st.sampled_from([1, -1]), POSITIONS, st.booleans()), min_size=1, max_size=6), st.booleans())
 def test_each_row_once_without_duplicates_in_whatever_order_they_were_stored(
     tmp_path_factory: pytest.TempPathFactory, bundles: list[tuple[int, list[int], bool]], provenance: bool
@@ -64,7 +65,7 @@ VERSION = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@share(8)
 @given(st.lists(st.lists(VERSION, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_the_newest_pane_of_each_group_and_window_unless_it_was_retracted(
     tmp_path_factory: pytest.TempPathFactory, bundles: list[list[tuple[Any, int, str, int, int]]]

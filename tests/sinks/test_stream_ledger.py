@@ -6,19 +6,26 @@ import io
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from beam_pipelines.arrow.doors import DUPLICATE, FILTERED
 from beam_pipelines.cli.show import show_run
+from beam_pipelines.serving.dead_letters import open_letters
 from beam_pipelines.serving.tables import runs_table
+from beam_pipelines.sinks.epochs import take_epoch
 from beam_pipelines.sinks.ledger import Line
+from beam_pipelines.sinks.outputs import StreamOutputs, write_outputs
+from beam_pipelines.sinks.resolutions import TAKEN_UP, stored_sql, take_up
 from beam_pipelines.sinks.results import RunResults, from_json, metadata, to_json
 from beam_pipelines.sinks.run import utc_now
 from beam_pipelines.sinks.stream_ledger import Misplaced, StreamLedger, stored_outputs, stream_ledger
-from tests.sinks.speed_lake import SOURCE, Speed, letters, panes, rows
+from tests.sinks.speed_lake import SOURCE, UTC, Speed, letters, panes, rows
 
 DOORS = ("written", "dead", "duplicate", "taken back", "filtered")
 
@@ -264,3 +271,92 @@ def test_a_million_rows_are_accounted_for_in_about_a_second(tmp_path: Path) -> N
     assert found.balanced
     assert found.lines[0].written == {"rows": n - len(np.arange(0, n, 100))}
     assert took[0] < 3
+
+
+def started(speed: Speed, run_id: str) -> None:
+    """The next start of the stream, with a number of its own."""
+    take_epoch(speed.state, run_id)
+    if speed.run_id != run_id:
+        speed.restart(run_id)
+    time.sleep(0.002)  # what it stores is stored later
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(DOORS), st.sampled_from([None, *DOORS]), st.sampled_from([None, *DOORS])), min_size=1, max_size=8)
+)
+def test_of_a_row_that_later_starts_read_again_the_newest_pass_counts(
+    tmp_path_factory: pytest.TempPathFactory, passes: list[tuple[str | None, ...]]
+) -> None:
+    """A row may have left by another door in each start, as under a spec that changed; views show it as a duplicate once it ever was one, and else
+    what its newest pass says."""
+    speed = Speed(tmp_path_factory.mktemp("speed"))
+    speed.writing()
+    write_outputs(speed.state, StreamOutputs((replace(speed.known["rows"], placings=("one", "another")),)))
+    speed.read(range(len(passes)))
+    for number in range(3):
+        started(speed, f"r{number + 1}")
+        for door in DOORS:
+            leave(speed, [n for n, doors in enumerate(passes) if doors[number] == door], door)
+    found = ledger(speed)
+    assert found.balanced, found.explain()
+    (line,) = found.lines
+    ends = [_end([door for door in doors if door is not None]) for doors in passes]
+    assert line == Line(
+        SOURCE, len(passes), ends.count("dead"), ends.count("duplicate"), ends.count("filtered"), {"rows": ends.count("written")}
+    )
+    assert found.reasons == ({"prepare:TYPE": ends.count("dead")} if "dead" in ends else {})
+    seen = speed.ask("SELECT n FROM rows ORDER BY n") if any({"written", "taken back"} & set(doors) for doors in passes) else []
+    assert [row["n"] for row in seen] == [n for n, end in enumerate(ends) if end == "written"]
+
+
+def _end(doors: list[str]) -> str:
+    last = "duplicate" if doors[-1] == "taken back" else doors[-1]
+    return "duplicate" if last == "written" and {"duplicate", "taken back"} & set(doors) else last
+
+
+def test_a_letter_that_was_sent_again_counts_by_what_came_of_it_and_only_then(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    started(speed, "r1")
+    speed.writing()
+    speed.read([1, 2, 3])
+    speed.letter(letters([1, 2, 3]))
+    sent_again(speed, [1, 2])
+    speed.store(speed.writing(), rows([1, 3], change=1))
+    speed.letter(letters([2], reason="CAST"))
+    found = ledger(speed)
+    assert found.lines[0].dead == 2
+    assert found.lines[0].written == {"rows": 2}
+    assert found.twice == (Misplaced(SOURCE, 3, ("dead", "written")),)  # nobody sent that one: a fault
+    assert found.reasons == {"prepare:CAST": 1, "prepare:TYPE": 2}
+
+
+def sent_again(speed: Speed, positions: list[int]) -> None:
+    """As `dlq replay --into stream` writes it down."""
+    with duckdb.connect() as connection:
+        stored = connection.sql(f"SELECT * FROM ({stored_sql(speed.state)})").to_arrow_table()
+    said = dict(zip(stored.column("position").to_pylist(), stored.column("said_at").cast(pa.int64()).to_pylist(), strict=True))
+    batch = pa.Table.from_batches([letters(positions)])
+    more = {name: pa.nulls(len(positions), TAKEN_UP.field(name).type) for name in TAKEN_UP.names if name not in batch.column_names}
+    more |= {"into": pa.array(["stream"] * len(positions)), "said_at": pa.array([said[p] for p in positions]).cast(UTC)}
+    take_up(speed.state, "replay-1", pa.table({**dict(zip(batch.column_names, batch.columns, strict=True)), **more}))
+    time.sleep(0.002)
+
+
+def test_open_letters_are_those_whose_record_has_not_left_otherwise_since(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    started(speed, "r1")
+    speed.writing()
+    speed.letter(letters([1, 2, 3, 4]))
+    speed.letter(letters([1], "aggregate", "LATE", "by"))
+    sent_again(speed, [1])
+    started(speed, "r2")
+    speed.store(speed.writing(), rows([1, 2], change=1))
+    speed.door([3], FILTERED)
+    connection = open_letters(speed.state)
+    assert connection.execute("SELECT position, reason FROM open_dead_letters ORDER BY ALL").fetchall() == [(1, "LATE"), (4, "TYPE")]
+    history = "SELECT position, how, resolved_by FROM dead_letter_history ORDER BY ALL"
+    assert connection.execute(history).fetchall() == [(1, "replayed", "r2"), (2, "read again", "r2"), (3, "read again", None)]
+    started(speed, "r3")
+    speed.letter(letters([2]))  # refused again, by yet another spec
+    assert open_letters(speed.state).execute("SELECT position FROM open_dead_letters ORDER BY ALL").fetchall() == [(1,), (2,), (4,)]

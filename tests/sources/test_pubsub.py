@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from beam_pipelines import draining, durable
 from beam_pipelines.arrow.schema import ARRIVAL, POSITION, RAW, SOURCE
 from beam_pipelines.errors import SourceError, SpecError, TransientError
 from beam_pipelines.runners.prism import run_on_prism
-from beam_pipelines.sources import pubsub
+from beam_pipelines.sources import pubsub, pubsub_reports
 from beam_pipelines.sources.pubsub_calls import EMULATOR
 from beam_pipelines.spec.sources import PubsubSource
 from beam_pipelines.testing.broker import Broker
@@ -160,6 +161,62 @@ def test_a_reader_closed_without_a_mark_gives_its_messages_back(broker: Broker) 
     assert status.delivered > 0
     other = unbounded.create_reader(None, None)
     until(lambda: other.advance() and pubsub.status()[0].delivered >= 10 + status.delivered)
+
+
+@pytest.mark.usefixtures("_clean")
+def test_an_unbroken_source_goes_on_where_it_ended_and_nowhere_else(broker: Broker) -> None:
+    topic = Topic(broker.address)
+    topic.publish(numbered(10))
+    unbounded = pubsub._Unbounded(pubsub.ReadPubsub(source(topic), linger_s=0.0, unbroken=True).settings, None, None)
+    unbounded.create_reader(None, None).close()
+    first = unbounded.create_reader(None, None)  # nothing was handed out: a job that begins again before it has begun
+    until(first.start)
+    old = first.get_checkpoint_mark()
+    second = unbounded.create_reader(None, old)
+    topic.publish(numbered(10))
+    until(second.advance)
+    new = second.get_checkpoint_mark()
+    for mark in (None, old, unbounded.get_checkpoint_mark_coder().decode(b"4711-elsewhere:job:token")):
+        with pytest.raises(TransientError, match="went back to a checkpoint; the stream is to be started anew"):
+            unbounded.create_reader(None, mark)
+    unbounded.create_reader(None, new)
+
+
+@pytest.mark.usefixtures("_clean")
+def test_a_patient_reader_waits_and_gives_what_comes_meanwhile(broker: Broker) -> None:
+    topic = Topic(broker.address)
+    reader = pubsub._Unbounded(pubsub.ReadPubsub(source(topic), linger_s=0.0, idle_s=0.5).settings, None, None).create_reader(None, None)
+    begun = time.monotonic()
+    assert not reader.start()
+    assert time.monotonic() - begun >= 0.5
+    threading.Timer(0.1, lambda: topic.publish(numbered(1))).start()
+    until(reader.advance)
+    draining.request()
+    until(lambda: not reader.advance())
+    begun = time.monotonic()
+    assert not reader.advance()
+    assert time.monotonic() - begun < 0.4, "a source that has ended is not waited for"
+
+
+@pytest.mark.usefixtures("_clean")
+def test_a_source_is_followed_and_ended_from_another_process(broker: Broker, tmp_path: Path) -> None:
+    topic = Topic(broker.address)
+    topic.publish(numbered(10))
+    folder = str(tmp_path / "control")
+    read = pubsub.ReadPubsub(source(topic), 3, linger_s=0.0, control=folder)
+    reader = pubsub._Unbounded(read.settings, None, None).create_reader(None, None)
+    until(reader.start)
+
+    def told() -> pubsub_reports.Report:
+        found = pubsub_reports.reports(folder)
+        return next(iter(found.values())) if found else pubsub_reports.Report(0, pubsub.status()[0], {})
+
+    until(lambda: told().status.delivered == pubsub.status()[0].delivered > 0)
+    assert (told().number, told().status.subscription, told().ended_micros) == (3, topic.subscription, None)
+    assert told().counts["messages_pulled"] >= 1
+    pubsub_reports.ask_to_end(folder)
+    until(lambda: not reader.advance() and told().ended_micros is not None)
+    assert reader.get_watermark() == MAX_TIMESTAMP
 
 
 def test_a_subscription_is_looked_at_before_the_job(broker: Broker) -> None:

@@ -44,6 +44,32 @@ def test_a_held_message_is_given_once_and_its_newest_ack_id_counts(steps: list[t
         assert sorted(due) == sorted(newest.values())
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.one_of(st.none(), st.integers(1, 3))), min_size=1, max_size=20), st.booleans())
+def test_a_message_that_is_sent_again_is_given_once_for_each_that_brings_it(came: list[tuple[int, int | None]], settled: bool) -> None:
+    """Each is done with before the next comes; one that was handed back is not known."""
+    held, known = Held(), set[int]()
+    for number, (position, carrier) in enumerate(came):
+        brought = position if carrier is None else 100 * carrier + position
+        held.sent_again([position], [brought])
+        fresh, again = held.admit([position], [str(number)], now=number, lease_s=10, size=1)
+        given_now = fresh is None or bool(fresh[0])
+        assert given_now == (brought not in known)
+        assert again == ([] if given_now else [str(number)])
+        held.release([position], settled=settled)
+        known |= {position, brought} if settled else set()
+
+
+def test_messages_that_bring_one_message_meanwhile_are_all_known_when_it_is_settled() -> None:
+    held = Held()
+    for carrier in (100, 101):
+        held.sent_again([1], [carrier])
+        held.admit([1], [f"by {carrier}"], now=0, lease_s=10, size=1)
+    assert held.release([1], settled=True) == ["by 101"]
+    for carrier in (100, 101):  # 100 was never acknowledged: the service gives it again
+        held.sent_again([1], [carrier])
+        assert held.admit([1], [f"again by {carrier}"], now=1, lease_s=10, size=1)[1] == [f"again by {carrier}"]
+
+
 def test_a_lease_is_due_at_its_half_and_ends_at_the_maximum_counted_from_the_first_delivery() -> None:
     held = Held()
     held.admit([1, 2], ["a", "b"], now=0, lease_s=10, size=2)

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.schema import ATTRIBUTES, MESSAGE_ID, MESSAGES, ORDERING_KEY, POSITION, PUBLISH_TIME, RAW, SOURCE
-from beam_pipelines.sources.pubsub_messages import arrival_times, attribute_of, message_positions, pulled
+from beam_pipelines.sources.pubsub_messages import (
+    AS_ARRIVAL,
+    AS_POSITION,
+    AS_SOURCE,
+    arrival_times,
+    attribute_of,
+    identity,
+    message_positions,
+    pulled,
+)
 
 SUBSCRIPTION = "projects/p/subscriptions/s"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,7 +89,7 @@ def test_an_id_of_the_service_is_the_position_itself() -> None:
     )
 )
 def test_every_field_of_every_message_is_in_its_row(messages: list[dict[str, Any]]) -> None:
-    batch, ack_ids, unreadable = pulled(received(*messages), source=SUBSCRIPTION, attribute=None)
+    batch, ack_ids, unreadable, _ = pulled(received(*messages), source=SUBSCRIPTION, attribute=None)
     batch.validate(full=True)
     assert batch.schema.equals(MESSAGES)
     assert ack_ids == [f"ack-{i}" for i in range(len(messages))]
@@ -148,6 +157,61 @@ def test_what_is_no_time_is_the_publish_time_and_costs_no_other_row_its_own() ->
     assert unreadable.tolist() == [True] * (len(texts) - 1) + [False]
     assert found.tolist() == [*range(len(texts) - 1), 1_385_874_000_000_000]
     rows = received({"attributes": {"at": "soon"}, "micros": 7}, {"micros": 8}, {"attributes": {"at": "1"}, "micros": 9})
-    batch, _, unreadable = pulled(rows, source=SUBSCRIPTION, attribute="at")
+    batch, _, unreadable, _ = pulled(rows, source=SUBSCRIPTION, attribute="at")
     assert batch["_arrival_time"].cast(pa.int64()).to_pylist() == [7, 8, 1_000_000]
     assert unreadable.tolist() == [True, True, False]
+
+
+sent = st.fixed_dictionaries(
+    {"micros": st.integers(10**15, 2 * 10**15), "message_id": st.integers(2**40, 2**41).map(str)},
+    optional={"was": st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**15))},
+)
+
+
+@given(st.lists(sent, min_size=1, max_size=12), st.sampled_from([None, "arrived"]))
+def test_a_message_that_is_sent_again_has_the_position_and_arrival_it_had(messages: list[dict[str, Any]], attribute: str | None) -> None:
+    def attributes(one: dict[str, Any]) -> dict[str, str]:
+        mine = {"arrived": "1385874000", "more": "x"}
+        return mine if "was" not in one else {**mine, **identity(SUBSCRIPTION, *one["was"])}
+
+    given_ = [{"micros": m["micros"], "message_id": m["message_id"], "attributes": attributes(m)} for m in messages]
+    batch, _, unclocked, carriers = pulled(received(*given_), source=SUBSCRIPTION, attribute=attribute)
+    batch.validate(full=True)
+    plain, _, _, own = pulled(
+        received(*({**g, "attributes": {"arrived": "1385874000"}} for g in given_)), source=SUBSCRIPTION, attribute=attribute
+    )
+    found = zip(batch[POSITION].to_pylist(), batch["_arrival_time"].cast(pa.int64()).to_pylist(), strict=True)
+    else_ = zip(plain[POSITION].to_pylist(), plain["_arrival_time"].cast(pa.int64()).to_pylist(), strict=True)
+    assert list(found) == [m.get("was", other) for m, other in zip(messages, else_, strict=True)]
+    assert own is None
+    assert (carriers is None) == (not any("was" in m for m in messages))
+    assert carriers is None or carriers.tolist() == plain[POSITION].to_pylist()
+    assert unclocked.tolist() == ["was" in m for m in messages]  # it says nothing about the arrival clock now
+    assert batch[PUBLISH_TIME].cast(pa.int64()).to_pylist() == [m["micros"] for m in messages]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {AS_SOURCE: "projects/p/subscriptions/another"},
+        {AS_SOURCE: ""},
+        {AS_POSITION: "-1"},
+        {AS_POSITION: str(2**63)},
+        {AS_POSITION: "9" * 19},
+        {AS_POSITION: "9" * 40},
+        {AS_POSITION: "007"},
+        {AS_POSITION: "1.0"},
+        {AS_POSITION: "\u0661"},
+        {AS_ARRIVAL: "2013-12-01"},
+        {AS_ARRIVAL: str(10**17)},
+        {AS_ARRIVAL: str(10**15 + 1)},  # after it was published
+        {AS_ARRIVAL: None},
+        {AS_POSITION: None},
+    ],
+)
+def test_what_is_not_well_said_is_a_message_like_any_other(wrong: dict[str, str | None]) -> None:
+    said = {name: value for name, value in {**identity(SUBSCRIPTION, 5, 7), **wrong}.items() if value is not None}
+    foreign = {"micros": 10**15, "message_id": str(2**40), "attributes": said}
+    batch, _, unclocked, _ = pulled(received(foreign, {"micros": 10**15, "message_id": "7"}), source=SUBSCRIPTION, attribute=None)
+    assert (batch[POSITION][0].as_py(), batch["_arrival_time"].cast(pa.int64())[0].as_py()) == (2**40, 10**15)
+    assert not unclocked.any()

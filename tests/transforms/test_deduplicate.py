@@ -45,6 +45,7 @@ from beam_pipelines.transforms.deduplicate import (
     SpillRows,
 )
 from beam_pipelines.transforms.spill import SpillFolder, cleanup, sweep, temp_location_of
+from tests.laws import share
 
 CONTRACT = Contract(
     key=("id",), event_time="at", columns={"id": Column(type="string"), "at": Column(type="timestamp"), "v": Column(type="int64")}
@@ -124,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> SpillFolder:
     return SpillFolder.of(str(tmp_path_factory.mktemp("temp")), "run")
 
 
-@settings(max_examples=40)
+@share(15)
 @given(batches=split(), seed=st.integers(0, 9))
 def test_any_split_and_order_gives_the_rules_answer(folder: SpillFolder, batches: list[pa.RecordBatch], seed: int) -> None:
     kept, counts = by_hand(batches, folder, seed=seed)
@@ -137,7 +138,7 @@ def test_any_split_and_order_gives_the_rules_answer(folder: SpillFolder, batches
     assert before == after + dropped
 
 
-@settings(max_examples=20)
+@share(8)
 @given(batches=split())
 def test_a_replayed_bundle_changes_nothing(folder: SpillFolder, batches: list[pa.RecordBatch]) -> None:
     def fails_once(fn: beam.DoFn, *arguments: Any) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from apache_beam.testing.test_stream import TestStream as Timeline
 from apache_beam.testing.util import BeamAssertException, assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines import metrics
@@ -35,6 +35,7 @@ from beam_pipelines.transforms.deduplicate import Deduplicated, DeduplicatedWith
 from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows
 from beam_pipelines.transforms.redelivered import DropRedelivered
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember
+from tests.laws import share
 from tests.prism import prism_program
 from tests.runners.prism_source import numbers
 from tests.transforms import stream_rows
@@ -305,7 +306,7 @@ def digested(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 @given(st.integers(0, 10_000), st.data())
-@settings(max_examples=15)
+@share(6)
 def test_a_failed_bundle_and_a_lost_process_leave_no_trace(seed: int, data: st.DataObject) -> None:
     """State rolls back, memory does not: only the token tells."""
     chance = random.Random(seed)

@@ -51,10 +51,16 @@ def as_bytes() -> list[bytes]:
     [ROWS, as_bytes(), [r.decode() for r in as_bytes()], [pa.RecordBatch.from_pylist(ROWS)], [ROWS[0], as_bytes()[1]]],
     ids=["dicts", "bytes", "texts", "record batches", "mixed"],
 )
-@pytest.mark.parametrize("runner", [None, "DirectRunner", "FnApiRunner"])
+@pytest.mark.parametrize("runner", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("DirectRunner", "FnApiRunner"))])
 def test_every_kind_of_row_gives_the_same_rows(rows: list[Any], runner: str | None) -> None:
     with TestPipeline(runner=runner) if runner else TestPipeline() as pipeline:
         assert_that(through(pipeline, rows).valid | ToRows(), equal_to(EXPECTED))
+
+
+@pytest.mark.parametrize("runner", ["DirectRunner", "FnApiRunner"])
+def test_mixed_rows_on_the_other_runners(runner: str) -> None:
+    with TestPipeline(runner=runner) as pipeline:
+        assert_that(through(pipeline, [ROWS[0], as_bytes()[1]]).valid | ToRows(), equal_to(EXPECTED))
 
 
 @pytest.mark.parametrize("row", [beam.Row(id=1, name="a"), Pair(1, "a")], ids=["beam.Row", "NamedTuple"])

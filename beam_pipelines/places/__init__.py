@@ -1,11 +1,11 @@
-"""Files of a sink wherever they lie: a local path by plain calls of the system, any URL through Beam's filesystems.
+"""Files of a sink wherever they lie: a local path by plain calls of the system, gs:// through google-cloud-storage, any other URL through Beam's
+filesystems.
 
-Beam is imported for a URL only, so that `query` and `validate` stay quick.
+Neither library is imported before its first URL comes, so that `query` and `validate` stay quick.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import uuid
@@ -15,25 +15,10 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from beam_pipelines.errors import SinkError
+from beam_pipelines.places.refusing import refused
 
-_REASONS = {
-    errno.ENOSPC: ("the disk is full", "Free space, or choose another path"),
-    errno.EDQUOT: ("the disk quota is used up", "Free space, or choose another path"),
-    errno.EFBIG: ("a file would grow past the limit of this process or file system", "Lower `target_file_bytes`, or raise the limit (ulimit -f)"),
-    errno.EACCES: ("permission denied", "Grant write permission, or choose another path"),
-    errno.EPERM: ("operation not permitted", "Grant write permission, or choose another path"),
-    errno.EROFS: ("the file system is read-only", "Choose another path"),
-    errno.ENOTDIR: ("a part of the path is a file, not a directory", "Choose another path"),
-    errno.EEXIST: ("a file is in the way of a directory", "Choose another path"),
-    errno.ENAMETOOLONG: ("the name is too long for the file system", "Choose a shorter path"),
-    errno.EMFILE: ("too many open files", "Lower `max_open_files`, or raise the limit (ulimit -n)"),
-}  # fmt: skip
-
-
-def refused(path: str, error: OSError, *, doing: str = "write") -> SinkError:
-    """The error a user sees when the world refuses a write: what was refused, why, and what to do."""
-    reason, advice = _REASONS.get(error.errno or 0, (str(error) or type(error).__name__, "Check the path and its permissions"))
-    return SinkError(f"{path}: cannot {doing}: {reason}.", hint=f"{advice}, then run again: nothing was committed.")
+__all__ = ["create_new", "delete", "delete_tree", "exists", "holds", "is_local", "join", "list_files", "list_folders", "local", "locked", "modified",
+           "move", "open_new", "open_read", "parent", "prune_folders", "publish", "read_bytes", "refused", "size", "stamp", "write_bytes"]  # fmt: skip
 
 
 def is_local(path: str) -> bool:
@@ -62,7 +47,7 @@ def open_new(path: str) -> BinaryIO:
         if is_local(path):
             os.makedirs(parent(local(path)), exist_ok=True)
             return open(local(path), "wb")
-        return _beam().create(path, "application/octet-stream", _plain())  # type: ignore[no-any-return]
+        return _at(path).open_new(path)  # type: ignore[no-any-return]
     except OSError as error:
         raise refused(path, error) from error
 
@@ -71,18 +56,16 @@ def open_read(path: str) -> BinaryIO:
     """An existing file for reading. Raises FileNotFoundError or OSError."""
     if is_local(path):
         return open(local(path), "rb")
-    return _beam().open(path, "application/octet-stream", _plain())  # type: ignore[no-any-return]
+    return _at(path).open_read(path)  # type: ignore[no-any-return]
 
 
 def read_bytes(path: str) -> bytes | None:
     """The content of `path`, or None if there is no such file."""
+    if not is_local(path):
+        with _telling(path, "read"):
+            return _at(path).read_bytes(path)  # type: ignore[no-any-return]
     try:
-        if is_local(path):
-            with open(local(path), "rb") as file:
-                return file.read()
-        if not exists(path):
-            return None
-        with open_read(path) as file:
+        with open(local(path), "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -91,9 +74,8 @@ def read_bytes(path: str) -> bytes | None:
 def write_bytes(path: str, content: bytes) -> None:
     """Writes or replaces `path` at once: a reader sees the old content or the new, never a part."""
     if not is_local(path):
-        with open_new(path) as file:
-            file.write(content)
-        return
+        with _telling(path, "write"):
+            return _at(path).write_bytes(path, content)  # type: ignore[no-any-return]
     made = _beside(path, content)
     try:
         os.replace(made, local(path))
@@ -104,28 +86,19 @@ def write_bytes(path: str, content: bytes) -> None:
 def create_new(path: str, content: bytes) -> bool:
     """Writes `path` if nobody has; True for exactly one of all who try at once.
 
-    On a URL: each writes a claim, then lists the claims, and withdraws if it sees another's. So two may both lose, never both win
-    (listings of object stores are consistent).
+    At a URL of Beam's filesystems, which know no condition, two who try at once may both lose, never both win.
     """
-    if is_local(path):
-        made = _beside(path, content)
-        try:
-            os.link(made, local(path))
-            return True
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(made)
-    mine = f"{path}.claim-{uuid.uuid4().hex}"
-    write_bytes(mine, b"")
+    if not is_local(path):
+        with _telling(path, "write"):
+            return _at(path).create_new(path, content)  # type: ignore[no-any-return]
+    made = _beside(path, content)
     try:
-        rivals = [n for n in list_files(parent(path)) if n.startswith(path.rpartition("/")[2] + ".claim-") and not mine.endswith(n)]
-        if rivals or exists(path):
-            return False
-        write_bytes(path, content)
+        os.link(made, local(path))
         return True
+    except FileExistsError:
+        return False
     finally:
-        delete(mine)
+        os.unlink(made)
 
 
 def _beside(path: str, content: bytes) -> str:
@@ -145,11 +118,15 @@ def _beside(path: str, content: bytes) -> str:
 
 def exists(path: str) -> bool:
     """Whether the file is there."""
-    return os.path.exists(local(path)) if is_local(path) else bool(_beam().exists(path))
+    if is_local(path):
+        return os.path.exists(local(path))
+    with _telling(path, "look for it"):
+        return bool(_at(path).exists(path))
 
 
 def modified(folder: str) -> int | None:
-    """When files in `folder` last came or went, in nanoseconds; None where that is not known: on a URL, or where there is no such folder."""
+    """When files in `folder` last came or went, in nanoseconds; None where that is not known: on a URL, whose service
+    has another clock than the files' names, or where there is no such folder."""
     if not is_local(folder):
         return None
     try:
@@ -158,18 +135,21 @@ def modified(folder: str) -> int | None:
         return None
 
 
+def stamp(folder: str) -> int | None:
+    """What differs from before when a file has come to `folder` since; None where that is not known. Some seconds old for gs://."""
+    if is_local(folder):
+        return modified(folder)
+    with _telling(folder, "list"):
+        return _at(folder).stamp(folder)  # type: ignore[no-any-return]
+
+
 def move(source: str, target: str) -> None:
     """Moves a file, replacing `target`. Done before: nothing happens. Raises SinkError if neither is there."""
     try:
         if is_local(target):
-            os.makedirs(parent(local(target)), exist_ok=True)
-            os.replace(local(source), local(target))
-        elif exists(source):
-            if exists(target):
-                _beam().delete([target])  # a copy whose source could not be deleted before the process died
-            _beam().rename([source], [target])
-        elif not exists(target):
-            raise FileNotFoundError(source)
+            _rename(local(source), local(target))
+        else:
+            _at(target).move(source, target)
     except FileNotFoundError as error:
         if not exists(target):
             raise SinkError(
@@ -177,6 +157,18 @@ def move(source: str, target: str) -> None:
             ) from error
     except OSError as error:
         raise refused(target, error, doing="move a file to it") from error
+
+
+def _rename(source: str, target: str) -> None:
+    """Again where the folder went meanwhile: another commit deletes folders that it leaves empty."""
+    for attempt in range(3):
+        os.makedirs(parent(target), exist_ok=True)
+        try:
+            os.replace(source, target)
+            return
+        except FileNotFoundError:
+            if attempt == 2 or not os.path.exists(source):
+                raise
 
 
 def publish(made: str, path: str) -> None:
@@ -247,8 +239,9 @@ def delete(path: str) -> None:
     if is_local(path):
         with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(local(path))
-    elif exists(path):
-        _beam().delete([path])
+    else:
+        with _telling(path, "delete"):
+            _at(path).delete(path)
 
 
 def delete_tree(folder: str) -> None:
@@ -256,9 +249,8 @@ def delete_tree(folder: str) -> None:
     if is_local(folder):
         shutil.rmtree(local(folder), ignore_errors=True)
     else:
-        found = [m.path for result in _beam().match([join(folder, "**")]) for m in result.metadata_list]
-        if found:
-            _beam().delete(found)
+        with _telling(folder, "delete"):
+            _at(folder).delete_tree(folder)
 
 
 def prune_folders(folder: str, top: str) -> None:
@@ -279,7 +271,8 @@ def list_files(folder: str) -> list[str]:
                 return sorted(e.name for e in entries if e.is_file())
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return sorted(name for name in _remote_names(folder, "*") if "/" not in name)
+    with _telling(folder, "list"):
+        return _at(folder).list_files(folder)  # type: ignore[no-any-return]
 
 
 def list_folders(folder: str) -> list[str]:
@@ -290,28 +283,45 @@ def list_folders(folder: str) -> list[str]:
                 return sorted(e.name for e in entries if e.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return sorted({name.split("/", 1)[0] for name in _remote_names(folder, "**") if "/" in name})
+    with _telling(folder, "list"):
+        return _at(folder).list_folders(folder)  # type: ignore[no-any-return]
 
 
-def _remote_names(folder: str, pattern: str) -> Iterator[str]:
-    base = folder.rstrip("/") + "/"
-    for result in _beam().match([base + pattern]):
-        for metadata in result.metadata_list:
-            yield metadata.path.removeprefix(base)
+def holds(folder: str, ending: str) -> bool:
+    """Whether there is a file with this ending below `folder`, at any depth."""
+    if is_local(folder):
+        return any(name.endswith(ending) for _, _, names in os.walk(local(folder)) for name in names)
+    with _telling(folder, "list"):
+        return bool(_at(folder).holds(folder, ending))
 
 
 def size(paths: Sequence[str]) -> int:
-    """Bytes of the files together (local only; 0 for URLs)."""
-    return sum(os.path.getsize(local(p)) for p in paths if is_local(p))
+    """Bytes of the files together (0 for those at URLs of Beam's filesystems). Raises FileNotFoundError."""
+    return sum(os.path.getsize(local(p)) if is_local(p) else _size(p) for p in paths)
 
 
-def _beam() -> Any:
-    from apache_beam.io.filesystems import FileSystems
+def _size(path: str) -> int:
+    with _telling(path, "look for it"):
+        return int(_at(path).size(path))
 
-    return FileSystems
+
+def _at(path: str) -> Any:
+    """What reaches the files of a URL: a module with the functions of this one."""
+    if path.startswith("gs://"):
+        from beam_pipelines.places import gcs
+
+        return gcs
+    from beam_pipelines.places import beam_urls
+
+    return beam_urls
 
 
-def _plain() -> Any:
-    from apache_beam.io.filesystem import CompressionTypes
-
-    return CompressionTypes.UNCOMPRESSED  # never by the file's ending: what is written here is compressed already
+@contextmanager
+def _telling(path: str, doing: str) -> Iterator[None]:
+    """What a service refuses, as a sentence for the user. That there is no file is for the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise refused(path, error, doing=doing) from error

@@ -1,0 +1,96 @@
+"""Which start of a stream a job on Dataflow is: the first, a next one after a job that has ended, or the running one, replaced.
+
+    first     epoch 1
+    next      a new epoch: state is gone with the job, so the subscriptions deliver again what open windows and the comparison of copies need
+    update    the epoch and run id of the running job, whose state goes on
+
+A job that was *drained* has shown its open windows as if they were complete, and has noted as its progress the ends of these windows, which lie ahead of what it had
+read. No step of a job learns that it is drained. So a next start takes the progress to be one horizon earlier than was noted: no window ends later than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from beam_pipelines.edges import Resume
+from beam_pipelines.errors import SpecError
+from beam_pipelines.runners.dataflow.subscriptions import go_back
+from beam_pipelines.sinks.epochs import all_starts, latest_epoch, take_epoch
+from beam_pipelines.sinks.reached import Reached, begin, starts, write_progress
+from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.spec.horizon import horizon
+from beam_pipelines.spec.models import PipelineSpec
+
+_TICK_MICROS = 1_000_000  # by which progress may be ahead besides
+
+Say = Callable[[str], None]
+Versions = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The run, how far the starts before it had come, and whether there were none."""
+
+    run: RunInfo
+    before: Reached
+    first: bool
+
+
+def of_trial(spec: PipelineSpec, state: str, run_id: str) -> Begun:
+    """A first start, of which nothing is written down."""
+    return Begun(RunInfo(run_id, spec.pipeline, state, mode="stream", epoch=1), Reached(), first=True)
+
+
+def of_running(spec: PipelineSpec, state: str, versions: Versions, *, say: Say) -> Begun:
+    """The start that is at work. Raises SpecError where there is none."""
+    epoch = latest_epoch(state)
+    start = all_starts(state).get(epoch)
+    if start is None:
+        raise SpecError(f"--update: {state}: this stream was never started; expected a running job.", hint="Leave --update out.")
+    own = starts(state).get(epoch, Reached())
+    say(f"stream {spec.pipeline}: start {epoch} goes on in a new job, with its state")
+    return Begun(_run(spec, state, start.run_id, epoch, versions), Reached(own.began_micros, own.began_micros), epoch == 1)
+
+
+def first_or_next(spec: PipelineSpec, state: str, run_id: str, versions: Versions, *, first: bool, say: Say) -> Begun:
+    """A start of its own; `first`: no earlier one has run. Raises SourceError where a subscription does not keep what this one needs again; then no epoch was taken."""
+    earlier = starts(state)
+    if first:
+        epoch = take_epoch(state, run_id, dict(versions))
+        begin(state, epoch)
+        say(f"stream {spec.pipeline}: start {epoch}")
+        return Begun(_run(spec, state, run_id, epoch, versions), Reached(), first=True)
+    before = safe(earlier[max(earlier)] if earlier else Reached(), spec)
+    since = Resume(before).since(spec)
+    for source in spec.sources.stream:
+        go_back(source.pubsub, since)
+    epoch = take_epoch(state, run_id, dict(versions))
+    write_progress(state, epoch, Reached(before.watermark_micros, before.watermark_micros, before.through_ms))
+    shown = (
+        "all that the subscriptions keep"
+        if since is None
+        else f"what was published since {np.datetime64(since, 'us').astype('datetime64[s]')}Z"
+    )
+    say(f"stream {spec.pipeline}: start {epoch}; {shown} is read again")
+    return Begun(_run(spec, state, run_id, epoch, versions), before, first=False)
+
+
+def safe(noted: Reached, spec: PipelineSpec) -> Reached:
+    """How far the starts before have come for certain, drained or not."""
+    if noted.watermark_micros is None or noted.ended:  # noted by a launcher that saw the stream end
+        return noted
+    if noted.watermark_micros == noted.began_micros:  # it has not come further than where it began, which was certain
+        return noted
+    return replace_watermark(noted, noted.watermark_micros - horizon(spec) - _TICK_MICROS)
+
+
+def replace_watermark(reached: Reached, micros: int) -> Reached:
+    """The same with another watermark."""
+    return Reached(micros, reached.began_micros, reached.through_ms, reached.ended, reached.out_ms)
+
+
+def _run(spec: PipelineSpec, state: str, run_id: str, epoch: int, versions: Versions) -> RunInfo:
+    return replace(RunInfo(run_id, spec.pipeline, state, mode="stream", epoch=epoch), lookups=versions)

@@ -1,0 +1,52 @@
+"""A stream whose work is done by other processes, seen from the one that started it: as if its sources were here."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from beam_pipelines import draining, metrics
+from beam_pipelines.errors import BeamPipelinesError
+from beam_pipelines.places import delete_tree, join, list_folders
+from beam_pipelines.sinks.epochs import stream_folder
+from beam_pipelines.sources import pubsub
+from beam_pipelines.sources.pubsub_reports import ask_to_end, reports
+
+_LOG = logging.getLogger(__name__)
+
+
+def control_folder(state: str, epoch: int) -> str:
+    """Where the start with this epoch and its sources talk."""
+    return join(stream_folder(state), "control", f"{epoch:06d}")
+
+
+def forget_earlier(state: str, epoch: int) -> None:
+    """Deletes what earlier starts and their sources have told one another."""
+    top = join(stream_folder(state), "control")
+    for name in list_folders(top):
+        if name.isdigit() and int(name) < epoch:
+            delete_tree(join(top, name))
+
+
+@dataclass
+class Elsewhere:
+    """Hears of `sources` sources by `folder`, and asks them to end when this process is asked to. To be called now and then."""
+
+    folder: str
+    sources: int
+    _asked: bool = False
+
+    def __call__(self) -> None:
+        try:
+            if draining.requested() and not self._asked:
+                ask_to_end(self.folder)
+                self._asked = True
+            found = reports(self.folder)
+        except (BeamPipelinesError, OSError) as error:
+            _LOG.warning("%s: %s", self.folder, error)
+            return
+        pubsub.heard(tuple(report.status for report in found.values()))
+        metrics.heard({name.rpartition("-")[0]: report.counts for name, report in found.items()})
+        ended = {report.number: report.ended_micros for report in found.values() if report.ended_micros is not None}
+        if len(ended) == self.sources and draining.ended_at() is None:
+            draining.end(min(ended.values()))

@@ -1,0 +1,328 @@
+"""A pipeline as a job on a Flink cluster: handed in, followed, ended, and its failures said as they happen.
+
+    graph ─▶ job server of our own ─▶ Flink job ─▶ workers: threads of this process, or a pool beside each task manager
+
+Flink starts tasks that failed again, as its cluster's configuration says, and says nothing of it to whoever handed the job in: so we look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions
+from apache_beam.runners.portability.job_server import JavaJarJobServer
+from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
+
+from beam_pipelines import draining
+from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError, TransientError
+from beam_pipelines.runners.failures import error_in, own_error
+from beam_pipelines.runners.flink.cluster import find_cluster, master_of
+from beam_pipelines.runners.flink.jars import FLINK_VERSION, JAVA_OPENS, find_java, find_job_server, jar_versions
+from beam_pipelines.runners.flink.options import flink_options
+from beam_pipelines.runners.flink.rest import Failure, FlinkRest
+from beam_pipelines.runners.flink.server import job_server
+from beam_pipelines.runners.options import LOOPBACK, Flink
+from beam_pipelines.runners.portable_job import PortableJob, submitted
+from beam_pipelines.sources import split_progress
+
+_LOOK_EVERY_S = 1.0
+_BATCH_FAILURES = 3
+"""A batch whose tasks have failed so often is ended: its input and its code do not change."""
+
+_SOURCE, _WEIGH_EVERY_S = "Read-", 30.0
+MOST_SOURCE_BYTES = 64 << 20
+"""Of a stream's source in a checkpoint; what it needs is less than 100 kB."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cluster that answers, and who will do the work."""
+
+    rest: FlinkRest
+    workers: str
+    version: str
+    slots: int
+    task_managers: int
+
+    @property
+    def announcement(self) -> str:
+        """One line for people."""
+        workers = "workers in this process" if self.workers == LOOPBACK else f"Python workers at {self.workers}"
+        return f"engine: Flink {self.version} at {self.rest.address}, {self.slots} slots, {workers}"
+
+
+def target(flink: Flink) -> Target:
+    """The cluster that is meant. Raises SpecError where none was named and none was started here, TransientError where it does not answer, RunError where it
+    has no task manager."""
+    master = master_of(flink.master)
+    if master is None:
+        raise SpecError(
+            "--runner flink: no cluster is named, and none was started here.",
+            hint="Name one: --flink-master HOST:8081. Or start one: beam-pipelines cluster up.",
+        )
+    here = find_cluster()
+    pool = here.workers if here is not None and here.rest == master else LOOPBACK
+    rest = FlinkRest(master)
+    found = rest.overview()
+    if not found.task_managers:
+        raise RunError(
+            f"Flink at {master} has no task manager: nothing would run the job.", hint="Start one, or wait until it has registered."
+        )
+    return Target(rest, flink.workers or pool, found.version, found.slots, found.task_managers)
+
+
+class JobLostError(TransientError):
+    """The cluster lost a stream: a task or a manager failed. What was stored stays; the stream is to be started anew."""
+
+
+def job_server_jar(flink: Flink, version: str, *, say: Say) -> Path:
+    """Beam's job server for a cluster of this version: the jar that is named, the pinned one (kept, or built by Maven), or the one that Beam releases and fetches.
+
+    Raises SpecError where the jar that is named is for another Flink, or Beam has none for this one; RunError where none can be had.
+    """
+    minor = ".".join(version.split(".")[:2])
+    if flink.job_server_jar:
+        jar = find_job_server(flink.job_server_jar, say=say)
+        of = jar_versions(jar).flink
+        if of is not None and not of.startswith(minor):
+            raise SpecError(
+                f"--flink-job-server-jar {flink.job_server_jar}: is for Flink {of}; the cluster at {flink.master} is Flink {version}.",
+                hint="Leave it out, and one is found that fits.",
+            )
+        return jar
+    if minor != FLINK_VERSION:
+        return _released(minor, say)
+    try:
+        return find_job_server(say=say)
+    except RunError as error:
+        try:
+            return _released(minor, say)
+        except RunError as other:
+            raise RunError(f"{error.message} {other.message}", hint=error.hint) from error
+
+
+def _released(minor: str, say: Say) -> Path:
+    """The job server of the installed Beam, from Maven Central or from where Beam has kept it."""
+    known = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
+    if minor not in known:
+        raise SpecError(f"the cluster is Flink {minor}; Beam {BEAM_VERSION} has runners for {', '.join(known)}.")
+    url = JavaJarJobServer.path_to_beam_jar(f":runners:flink:{minor}:job-server:shadowJar")
+    say(f"Flink: taking {url}")
+    try:
+        return Path(JavaJarJobServer.local_jar(url))
+    except Exception as error:  # urllib's, and RuntimeError
+        why = str(error).partition(". ")[0]
+        raise RunError(
+            f"Beam's job server for Flink {minor} cannot be fetched: {why}.", hint=f"Fetch {url}, and name it by --flink-job-server-jar."
+        ) from error
+
+
+@dataclass
+class FlinkJob:
+    """A running job; to be waited for as a `PortableJob` is. `name` is what the cluster calls it.
+
+    The cluster is asked what becomes of it, not the job server: that one may die, and the job goes on.
+    """
+
+    job: PortableJob
+    rest: FlinkRest
+    name: str
+    streaming: bool
+    say: Say
+    _id: str | None = None
+    _seen: set[tuple[int, str]] = field(default_factory=set)
+    _look_at: float = 0.0
+    _weigh_at: float = 0.0
+    _silent: bool = False
+    _alone: bool = False  # the job server is gone
+    _draining: threading.Thread | None = None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """True once the job has ended well or was cancelled; False if it still runs after `timeout_s`. Says what fails meanwhile.
+
+        Raises the error of ours that a step raised, or a RunError that names the cause, where the job failed; also where it would fail for ever. Of a stream
+        JobLostError, where anything else failed: Flink would go on from a checkpoint, and the stream's own starts go on from the archive (see `runners.stream`).
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            rest = _LOOK_EVERY_S if deadline is None else max(0.0, min(_LOOK_EVERY_S, deadline - time.monotonic()))
+            if self._ended(rest) or self._look():
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+
+    def cancel(self) -> None:
+        """Ends the job where it stands, also where the job server is gone."""
+        self.job.cancel()
+        if self._id is not None:
+            with contextlib.suppress(RunError):
+                self.rest.cancel(self._id)
+
+    def close(self) -> None:
+        """Cancels the job if it still runs, and lets workers in this process tear their DoFns down."""
+        self.cancel()
+        self.job.close()
+
+    @property
+    def id(self) -> str | None:
+        """Flink's own name of the job; None until the cluster lists it."""
+        if self._id is None:
+            self._id = next((job.id for job in self.rest.jobs() if job.name.startswith(self.name)), None)
+        return self._id
+
+    def _ended(self, timeout_s: float) -> bool:
+        """Whether the job has, as far as the job server knows."""
+        if self._alone:
+            time.sleep(timeout_s)
+            return False
+        try:
+            return self.job.wait(timeout_s)
+        except RunError as error:
+            if self._id is None:
+                raise
+            if self.job.server.ended() is None:
+                if self.streaming and self._failed(self._id) and _lasting(str(error.__cause__)) is None:
+                    raise JobLostError(error.message, hint=error.hint) from error
+                raise
+            self._alone = True
+            self.say(f"{error.message} The job goes on.")
+            return False
+
+    def _failed(self, job: str) -> bool:
+        """Whether Flink has given the job up: not every cluster starts failed tasks again, or for ever."""
+        try:
+            return self.rest.job(job).state == "FAILED"
+        except RunError:
+            return False
+
+    def _look(self) -> bool:
+        """Whether the job has ended, as far as the cluster knows; asked now and then."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_EVERY_S
+        try:
+            found = None if self.id is None else self.rest.job(self.id)
+            failures = [] if self._id is None else self.rest.failures(self._id)
+        except TransientError as error:
+            if not self._silent:
+                self.say(f"{error.message} The job may go on; waiting.")
+            self._silent = True
+            return False
+        except RunError:  # a job manager that has come back and has not found the job yet
+            return False
+        self._silent = False
+        for failure in reversed(failures):
+            if (failure.at_ms, failure.task) not in self._seen:
+                self._seen.add((failure.at_ms, failure.task))
+                self._judge(failure)
+        if self._alone and found is not None and found.ended:
+            return self._over(found.state, failures)
+        self._weigh(now)
+        if self.streaming and self._draining is None and draining.ended_at() is not None and self._id is not None:
+            self._draining = threading.Thread(target=self._drain, args=(self._id,), name="flink-drain", daemon=True)
+            self._draining.start()
+        return False
+
+    def _weigh(self, now: float) -> None:
+        """A stream whose source has grown too heavy is to be started anew: Beam's runner 2.70 leaves 2.7 kB in the source's state for each of its bundles."""
+        if not self.streaming or self._id is None or now < self._weigh_at or self._draining is not None:
+            return
+        self._weigh_at = now + _WEIGH_EVERY_S
+        try:
+            sizes = self.rest.state_bytes(self._id)
+        except RunError:  # a job manager that is away or has just come back
+            return
+        size = max((size for task, size in sizes.items() if _SOURCE in task), default=0)
+        if size > MOST_SOURCE_BYTES:
+            self.cancel()
+            raise JobLostError(
+                f"the source's state has grown to {size >> 20} MB, for a fault of Beam's Flink runner.", hint="See docs/flink.md."
+            )
+
+    def _over(self, state: str, failures: Sequence[Failure]) -> bool:
+        if state == "FINISHED":
+            return True
+        cause = own_error(RuntimeError(failures[0].trace)) if failures else None
+        raise cause or RunError(f"the job ended in state {state}.", hint="Somebody else ended it, or see the cluster's log.")
+
+    def _drain(self, job: str) -> None:
+        """The sources have ended and the watermark is at its end, and Flink goes on for ever all the same. Stopped with a savepoint, everything before it has
+        gone through the sinks, and its bundles are finalized."""
+        try:
+            self.rest.stop_with_savepoint(job, drain=True)
+        except RunError as error:
+            self.say(f"{error.message} Messages that are not acknowledged come again with the next start.")
+            self.cancel()
+
+    def _judge(self, failure: Failure) -> None:
+        ours = _lasting(failure.trace)
+        if not (ours or self.streaming or len(self._seen) >= _BATCH_FAILURES):
+            self.say(f"a task failed, and Flink starts it again: {failure.cause}")
+            return
+        self.cancel()
+        if ours:
+            raise ours
+        if self.streaming:
+            raise JobLostError(f"a task failed: {failure.cause.rstrip('.')}.", hint=f"The task: {failure.task}")
+        raise RunError(f"the job failed {len(self._seen)} times, the last time with {failure.cause}", hint=f"The task: {failure.task}")
+
+
+def _lasting(trace: str) -> BeamPipelinesError | None:
+    """The error of ours that made a job fail, if the job would fail again."""
+    found = error_in(trace)
+    return None if isinstance(found, TransientError) else found
+
+
+@contextlib.contextmanager
+def flink_job(
+    build: Callable[[beam.Pipeline], object],
+    flink: Flink,
+    *,
+    name: str,
+    flags: Sequence[str] = (),
+    streaming: bool,
+    path: Sequence[str] = (),
+    instead_of: Callable[[], Collection[str]] = tuple,
+    keep_logs: bool = False,
+    say: Say = lambda sentence: None,
+) -> Iterator[FlinkJob]:
+    """The pipeline that `build` makes, running as `name` on the cluster; a job still running at the end of the block is cancelled. So are jobs named
+    `instead_of`, before it begins. Workers of a pool import from the folders of `path` too.
+
+    Raises as `target` does; SpecError where a flag is wrong, RunError where the job server does not start or refuses the job.
+    """
+    split_progress.install()
+    where = target(flink)
+    say(where.announcement)
+    jar = job_server_jar(flink, where.version, say=say)
+    _cancel(where.rest, instead_of, say)
+    with job_server(find_java(), JAVA_OPENS, jar, where.rest.address, keep_logs=keep_logs) as server:
+        options = flink_options(
+            server.endpoint, where.workers, flags, streaming=streaming, slots=where.slots, task_managers=where.task_managers, path=path
+        )
+        options.view_as(GoogleCloudOptions).job_name = name
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline)
+        job = FlinkJob(submitted(pipeline, server), where.rest, name, streaming, say)
+        try:
+            yield job
+        finally:
+            job.close()
+
+
+def _cancel(rest: FlinkRest, names: Callable[[], Collection[str]], say: Say) -> None:
+    running = [job for job in rest.jobs() if not job.ended]
+    earlier = names() if running else ()
+    for job in running:
+        if job.name in earlier:
+            say(f"Flink job {job.name} of an earlier start still runs, and is cancelled")
+            rest.cancel(job.id)

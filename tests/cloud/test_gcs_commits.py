@@ -1,0 +1,144 @@
+"""Commits on Cloud Storage: killed after any step, racing one another, cut off in the middle; and what one costs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from beam_pipelines.places import list_files
+from beam_pipelines.sinks.claims import holders
+from beam_pipelines.sinks.committing import prepare
+from beam_pipelines.sinks.epochs import Fence, latest_epoch, take_epoch
+from beam_pipelines.sinks.manifest import numbers, unfinished
+from tests.cloud.gcs_lake import GsLake, committing, killed_after, preparing
+from tests.cloud.gcs_server import GcsServer
+from tests.sinks.children import start
+from tests.sinks.lake import rows
+
+pytestmark = pytest.mark.cloud
+
+OLD = [(1, "a"), (2, "b")]
+NEW = [(1, "a"), (3, "b"), (4, "c"), (5, None)]
+STEPS = 11
+
+
+@pytest.fixture
+def lake(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> GsLake:
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    return GsLake.of(gcs.bucket())
+
+
+def test_a_run_replaces_its_partitions_and_running_twice_leaves_no_orphan(lake: GsLake) -> None:
+    for run in ("r1", "r2"):
+        lake.go(run, lake.output(), rows(*OLD))  # type: ignore[arg-type]
+    lake.go("r3", lake.output(), rows((3, "b")))
+    assert lake.view() == lake.glob() == [(1, "a"), (3, "b")]
+    assert not holders(lake.output())
+
+
+@pytest.mark.parametrize("stop", range(STEPS))
+def test_a_killed_run_leaves_old_or_new_rows_and_the_next_run_ends_or_forgets_it(lake: GsLake, gcs: GcsServer, stop: int) -> None:
+    lake.go("r1", lake.output(), rows(*OLD))  # type: ignore[arg-type]
+    process, _ = start(killed_after, gcs.environment, str(lake.folder), stop)
+    process.join(60)
+    assert process.exitcode == -9
+    decided = len(numbers(lake.state)) == 2
+    assert lake.view() in ((OLD, NEW) if decided else (OLD,))
+    prepare([lake.output("other")], lake.run("r3"))
+    assert not list(unfinished(lake.state))
+    lake.go("r4", lake.output(), rows((9, "z")))
+    assert lake.view() == lake.glob() == sorted([*(NEW if decided else OLD), (9, "z")], key=repr)
+    names = gcs.names(str(lake.folder), "out/")
+    assert len(names) == len({n.rpartition("/")[0] for n in names})  # a file per partition, nothing staged, no claim
+
+
+def test_commits_of_different_outputs_race_and_both_are_kept(lake: GsLake, gcs: GcsServer) -> None:
+    """They share the list of commits: each number is taken once, and the loser builds on the winner."""
+    children = [start(committing, gcs.environment, str(lake.folder), f"r{n}", f"out{n}") for n in range(4)]
+    for _, connection in children:
+        assert connection.recv() == "ready"
+    for _, connection in children:
+        connection.send("go")
+    assert [connection.recv() for _, connection in children] == ["committed"] * 4
+    for process, _ in children:
+        process.join(30)
+    assert numbers(lake.state) == [1, 2, 3, 4]
+    assert [lake.view(f"out{n}") for n in range(4)] == [[(1, f"r{n}")] for n in range(4)]
+
+
+def test_of_many_runs_of_one_output_at_once_one_holds_it(lake: GsLake, gcs: GcsServer) -> None:
+    children = [start(preparing, gcs.environment, str(lake.folder), f"r{n}") for n in range(4)]
+    for _, connection in children:
+        connection.send("go")
+    assert sorted(connection.recv() for _, connection in children) == ["held", "refused", "refused", "refused"]
+    for process, connection in children:
+        connection.send("end")
+        process.join(30)
+    lake.go("last", lake.output(), rows((1, "a")))
+    assert lake.view() == [(1, "a")]
+
+
+def _twice(act: Callable[[], object]) -> list[object]:
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(act())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_every_start_takes_an_epoch_of_its_own_and_fences_the_earlier(lake: GsLake) -> None:
+    assert sorted(_twice(lambda: take_epoch(lake.state, "s"))) == [1, 2, 3, 4]  # type: ignore[type-var]
+    assert latest_epoch(lake.state) == 4
+    Fence(lake.state, 4)()
+    with pytest.raises(Exception, match="taken over by a later start"):
+        Fence(lake.state, 3)()
+
+
+def test_a_service_that_is_away_for_seconds_in_the_middle_of_a_commit_delays_it(
+    own_gcs: GcsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in own_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    lake, gate = GsLake.of(own_gcs.bucket()), own_gcs.gate
+    assert gate is not None
+    lake.go("r1", lake.output(), rows(*OLD))  # type: ignore[arg-type]
+    run = lake.run("r2")
+    for number, _ in enumerate(lake.steps(run, lake.output(), rows((3, "b"), (4, "c"), (5, None)))):
+        if number in (1, 3):
+            gate.away()
+            threading.Timer(5 if number == 1 else 1, gate.back).start()
+    assert lake.view() == lake.glob() == NEW
+
+
+def test_a_decision_whose_answer_is_lost_is_made_once(own_gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in own_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    lake = GsLake.of(own_gcs.bucket())
+    lost = own_gcs.gate.lose(when=lambda _, target: "ifGenerationMatch=0" in target, times=2)  # type: ignore[union-attr]
+    lake.go("r1", lake.output(), rows(*OLD))  # type: ignore[arg-type]
+    assert lost.hits == 2  # of the claim, and of the decision
+    assert list_files(f"{lake.state}/commits") == ["00000001.done", "00000001.json"]
+    assert lake.view() == OLD
+
+
+def test_requests_of_a_commit(lake: GsLake, gcs: GcsServer) -> None:
+    """The figures of docs/cloud-storage.md: for each partition written 4 more, of which 1 is free."""
+    lake.go("r0", lake.output(), rows((0, "p0")))
+    found = []
+    for partitions in (1, 3):
+        with gcs.counted() as requests:
+            lake.go(f"r{partitions}", lake.output(), rows(*((n, f"p{n}") for n in range(partitions))))
+        found.append(requests)
+    one, three = found
+    assert {kind: (three[kind] - one[kind]) / 2 for kind in three if three[kind] != one[kind]} == {
+        "UPLOAD": 1,
+        "REWRITE": 1,
+        "LIST": 1,
+        "DELETE": 1,
+    }
+    assert one == {"LIST": 12, "GET media": 7, "UPLOAD": 5, "DELETE": 3, "GET metadata": 1, "REWRITE": 1}

@@ -1,0 +1,74 @@
+"""What a stream on Flink needs goes away for a while: the broker answers nothing, checkpoints cannot be stored. Afterwards the views are what was published."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from beam_pipelines.runners.flink.cluster import Cluster
+from tests.faults.publish import publishing
+from tests.faults.stream_jobs import Lake, check
+from tests.faults.truth import messages, truth
+from tests.flink.streams import started
+from tests.pubsub_servers import PubsubServer, connected
+
+pytestmark = pytest.mark.flink
+
+SEED, COUNT, PER_SECOND = 17, 9_000, 150
+
+
+@contextmanager
+def stoppable_broker() -> Iterator[tuple[PubsubServer, int]]:
+    """The embedded broker in a process of its own, and that process."""
+    process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.testing.broker"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for server in connected(process.stdout.readline().strip(), project="demo-project"):
+            yield server, process.pid
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def no_checkpoints(cluster: Cluster) -> Iterator[None]:
+    """Nothing can be stored where checkpoints lie, as on a full disk: a file is where the folder was."""
+    folder = cluster.folder / "checkpoints"
+    aside = folder.rename(cluster.folder / "aside")
+    folder.write_text("")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+def test_the_broker_and_the_checkpoint_store_go_away_and_come_back(own_flink_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = own_flink_cluster
+    with stoppable_broker() as (server, pid):
+        topic, subscription = server.pair(ack_deadline_seconds=10)
+        lake = Lake.make(tmp_path, subscription, server.environment)
+        with (
+            started(lake, cluster, "--until-idle", "25s") as job,
+            publishing(topic, SEED, COUNT, PER_SECOND, lake.environment) as publisher,
+        ):
+            job.hears("acknowledged", timeout_s=120)
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(20)
+            os.kill(pid, signal.SIGCONT)
+            assert job.process.poll() is None, job.text
+            with no_checkpoints(cluster):
+                job.hears("The next start follows", timeout_s=90)
+            assert publisher.wait(180) == 0
+            assert job.ended(240) == 0, job.text
+    assert lake.starts() >= 2
+    check(lake, truth(messages(SEED, COUNT)))

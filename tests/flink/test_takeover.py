@@ -1,0 +1,45 @@
+"""An upgrade: a start with a changed spec takes over from one that runs, whose job stays on the cluster if its command was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beam_pipelines.runners.flink.cluster import Cluster
+from tests.faults.publish import publishing
+from tests.faults.stream_jobs import Lake, check
+from tests.faults.truth import SPEC, messages, truth
+from tests.flink.streams import started
+from tests.pubsub_servers import PubsubServer
+
+pytestmark = pytest.mark.flink
+
+SEED, COUNT, PER_SECOND = 11, 18_000, 150
+
+
+def test_a_changed_spec_takes_over_from_a_killed_command_and_from_one_that_runs(
+    own_flink_cluster: Cluster, own_broker: PubsubServer, tmp_path: Path
+) -> None:
+    cluster = own_flink_cluster
+    topic, subscription = own_broker.pair(ack_deadline_seconds=10)
+    lake = Lake.make(tmp_path, subscription, own_broker.environment)
+    with publishing(topic, SEED, COUNT, PER_SECOND, lake.environment) as publisher:
+        with started(lake, cluster) as first:
+            first.hears("acknowledged", timeout_s=120)
+            first.kill()
+        assert [job.ended for job in cluster.client.jobs()] == [False], "with workers in a pool the job stays"
+
+        (tmp_path / "spec.yaml").write_text(SPEC + "\ndescription: changed\n", "utf-8")
+        with started(lake, cluster) as second:
+            second.hears("of an earlier start still runs, and is cancelled", timeout_s=60)
+            second.hears("acknowledged", timeout_s=120)
+            with started(lake, cluster, "--until-idle", "25s") as third:
+                third.hears("acknowledged", timeout_s=120)
+                assert second.ended(60) == 1
+                assert "this stream was taken over by a later start" in second.text
+                assert publisher.wait(120) == 0
+                assert third.ended(180) == 0, third.text
+    assert all(job.ended for job in cluster.client.jobs())
+    assert lake.starts() == 3
+    check(lake, truth(messages(SEED, COUNT)))
