@@ -77,8 +77,9 @@ def layers_of(found: LoadedSpec, run: RunInfo) -> list[Layer]:
         layers.append(Layer(name, "archive", folder, folders, archive_compaction.archive_kind(), steps, messages))
     for writing in speed_compaction.writings_of(found.spec, run) if found.spec.sources.stream else ():
         top, of = writing.layout.folder, writing.output.of
-        parts, steps = partial(_parts, top, len(writing.layout.by)), partial(speed_compaction.compact_steps, writing)
-        layers.append(Layer(writing.output.name, _OF.get(of, "panes"), top, parts, speed_compaction.speed_kind(writing), steps, count_rows))
+        parts, steps = partial(_parts, top, len(writing.layout.by)), partial(speed_compaction.compact_steps, writing, state=found.state)
+        kind = speed_compaction.speed_kind(writing, state=found.state)
+        layers.append(Layer(writing.output.name, _OF.get(of, "panes"), top, parts, kind, steps, count_rows))
     return layers
 
 

@@ -51,6 +51,6 @@ def _ask(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str
     from beam_pipelines.sinks.labels import places_of
 
     names, places = ["rows", "dead_letters", *found.spec.aggregates], places_of(found.spec)
-    table = ask(open_tables(found.state, places, found.spec), sql, expected=names, elsewhere=elsewhere(found.state, places))
+    table = ask(open_tables(found.state, places, found.spec, at_once=True), sql, expected=names, elsewhere=elsewhere(found.state, places))
     show_table(table, style=style, limit=limit, out=sys.stdout, wide=wide)
     return 0

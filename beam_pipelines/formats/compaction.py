@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +34,7 @@ from beam_pipelines.places import delete, join, list_files, locked, size, stamp
 
 GRACE_S = 60.0
 QUIET_S = 3600.0
-_QUIET_LEVEL = 2
+QUIET_LEVEL = 2
 _MOST = 512
 _GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
 _damaged: set[str] = set()  # files of this process's passes that could not be read: merging leaves them to readers, who report them
@@ -63,7 +63,7 @@ class Compacted:
 
 
 class Merge(NamedTuple):
-    """A file to write: `batches` of the files of `like`'s kind. `replaces` is complete after the last batch."""
+    """A file to write: `batches` of the files of `like`'s kind. `replaces`, and `more` notes by key, are complete after the last batch."""
 
     folder: str
     like: str
@@ -72,6 +72,17 @@ class Merge(NamedTuple):
     epoch: int
     level: int
     now: Callable[[], float]
+    more: Mapping[bytes, bytes] = {}  # nobody writes into it
+
+
+class Settle(NamedTuple):
+    """A folder to settle: none of its `live` files is younger than `quiet_s` seconds."""
+
+    folder: str
+    live: Sequence[Named]
+    epoch: int
+    now: Callable[[], float]
+    quiet_s: float
 
 
 def _all(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -86,6 +97,7 @@ class Files:
     `read` a file's rows, `write` writes a merged file and gives its path; all but the last raise FileNotFoundError. `fan_in` says by level how many live
     files are merged at least (all there are, up to `_MOST`), the last entry also for all higher levels; `top` is the highest level. Files of
     `full_bytes` are not merged again. `fresh` gives, for each merge, what drops rows that came before. `swept` lists what earlier epochs left unfinished.
+    `settle` writes the live files of a quiet folder anew as readers see their rows, and gives the path that says so; None where there is nothing to do.
     """
 
     replaces: Callable[[str], Sequence[str]]
@@ -97,6 +109,7 @@ class Files:
     full_bytes: int | None = None
     fresh: Callable[[], Callable[[pa.RecordBatch], pa.RecordBatch]] = lambda: _all
     swept: Callable[[str, int], list[str]] = unfinished
+    settle: Callable[[Settle], str | None] | None = None
 
     def least(self, level: int) -> int:
         """How many live files of a level are merged at least."""
@@ -141,8 +154,8 @@ def merged_all(live: Sequence[Lying], files: Files) -> list[Lying]:
             while group := _first(lying, files, files.least(level), range(level, level + 1)):
                 lying = _instead(lying, group, level + 1 if files.top is None else min(level + 1, files.top))
             level += 1
-        if group := _first(lying, files, 2, range(_QUIET_LEVEL)):
-            lying = _instead(lying, group, _QUIET_LEVEL)
+        if group := _first(lying, files, 2, range(QUIET_LEVEL)):
+            lying = _instead(lying, group, QUIET_LEVEL)
     return lying
 
 
@@ -177,8 +190,19 @@ def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float], qui
             up = level + 1 if files.top is None else min(level + 1, files.top)
             yield Step("merged", _merge(folder, files, group, up, epoch, now))
         level += 1
+    settled = _settled(folder, files, epoch, now, quiet_s)
+    if settled is not None:
+        yield Step("merged", settled)
+        return
     for group in _quiet(folder, files, now(), quiet_s):
-        yield Step("merged", _merge(folder, files, group, _QUIET_LEVEL, epoch, now))
+        yield Step("merged", _merge(folder, files, group, QUIET_LEVEL, epoch, now))
+
+
+def _settled(folder: str, files: Files, epoch: int, now: Callable[[], float], quiet_s: float) -> str | None:
+    live = again(lambda: unreplaced(folder, files.replaces)) if files.settle is not None else []
+    if files.settle is None or not live or any(now() - file.made_at < quiet_s for file in live):
+        return None
+    return files.settle(Settle(folder, live, epoch, now, quiet_s))
 
 
 def _deletable(folder: str, files: Files, now: float) -> list[str]:
@@ -197,7 +221,7 @@ def _due(folder: str, files: Files, level: int) -> list[Named]:
 
 def _quiet(folder: str, files: Files, now: float, quiet_s: float) -> list[list[Named]]:
     """What is left of small files in a folder that gets none any more."""
-    small = _mergeable(folder, files, 0, _QUIET_LEVEL - 1)
+    small = _mergeable(folder, files, 0, QUIET_LEVEL - 1)
     quiet = all(now - file.made_at >= quiet_s for file in small)
     return [_fitting(group, files) for group in _alike(small, files) if len(group) > 1] if quiet else []
 

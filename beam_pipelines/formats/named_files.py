@@ -15,11 +15,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from beam_pipelines.places import delete, join, list_files, open_new, publish, refused
 
 _NAME = re.compile(r"(\d{6,})-([0-9a-f]{32})(?:\.(\d+))?\.parquet")
+_Found = TypeVar("_Found")
 _UNFINISHED = re.compile(r"\.(\d{6,})-[0-9a-f]{20}\.inprogress")
 
 
@@ -88,7 +89,7 @@ def unreplaced(folder: str, replaces: Callable[[str], Sequence[str]]) -> list[Na
     return [file for file in files if file.path not in replaced]
 
 
-def again(look: Callable[[], list[Named]], *, tries: int = 20) -> list[Named]:
+def again(look: Callable[[], _Found], *, tries: int = 20) -> _Found:
     """What `look` finds once no file goes while it looks: a compactor deletes what it has merged."""
     for _ in range(tries - 1):
         try:

@@ -352,7 +352,10 @@ def _compacting(spec: PipelineSpec, run: RunInfo, archives: Sequence[str]) -> It
     stop = threading.Event()
     at_rest: dict[str, int] = {}
     compact = {folder: partial(archive_compaction.compact, folder) for folder in archives}
-    compact |= {writing.layout.folder: partial(speed_compaction.compact, writing) for writing in speed_compaction.writings_of(spec, run)}
+    compact |= {
+        writing.layout.folder: partial(speed_compaction.compact, writing, state=run.state)
+        for writing in speed_compaction.writings_of(spec, run)
+    }
 
     def passes() -> None:
         while not stop.wait(_COMPACT_EVERY_S):

@@ -43,15 +43,18 @@ _RANGE_COLUMNS = pa.schema(
 )  # fmt: skip
 
 
-def open_tables(state: str, places: Mapping[str, str] | None = None, spec: PipelineSpec | None = None) -> duckdb.DuckDBPyConnection:
+def open_tables(
+    state: str, places: Mapping[str, str] | None = None, spec: PipelineSpec | None = None, *, at_once: bool = False
+) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with a view for every committed output and for `runs`, `ranges` and `stale`.
 
     `places` says by name at which path an output is looked for (`places_of` a spec); the others are where the newest run wrote them.
-    With the `spec`, `stale` tells of aggregates too.
+    With the `spec`, `stale` tells of aggregates too. `at_once`: for questions within the minute, of what is stored now; what a stream alone has stored of
+    partitions that are settled costs then what plain Parquet costs.
     """
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
-    found = views(state, places)
+    found = _again(partial(views, state, places, at_once=at_once))
     reading(connection, state, *found.values())
     for name, sql in found.items():
         _again(partial(connection.execute, f"CREATE VIEW {quote(name)} AS {sql}"))

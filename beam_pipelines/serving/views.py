@@ -9,7 +9,8 @@ partitioned by its event time has no such ranges: there the batch answers alone,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import duckdb
 
@@ -22,6 +23,7 @@ from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.resolutions import open_sql
 from beam_pipelines.sinks.run import TOMBSTONES, Clock
+from beam_pipelines.sinks.settling import Standing, standing
 from beam_pipelines.sinks.speed_views import folders_in_use, same_columns, scan, speed_sql
 from beam_pipelines.sinks.views import NOTHING, select_sql, settled_sql
 
@@ -31,11 +33,12 @@ _INSTANT = "TIMESTAMP WITH TIME ZONE"
 _MOST_GAPS = 6  # each lists the files of the speed layer
 
 
-def views(state: str, places: Mapping[str, str] | None = None, *, kept: bool = False) -> dict[str, str]:
+def views(state: str, places: Mapping[str, str] | None = None, *, kept: bool = False, at_once: bool = False) -> dict[str, str]:
     """Name and SELECT of every table: each output, and its layers with `_batch` and `_speed` behind its name. For DuckDB.
 
     `places` says by name at which path an output is looked for (`places_of` a spec); the others are where the newest run wrote them.
-    `kept`: they are to be good until the next commit, also while a stream goes on, stops and starts again.
+    `kept`: they are to be good until the next commit, also while a stream goes on, stops and starts again. `at_once`: for a minute only, and of what is
+    stored now; then partitions that are settled are read as plain files.
     """
     batch, stream = snapshots(state, places), read_outputs(state)
     speed = {} if stream is None else {output.name: output for output in stream.outputs}
@@ -46,8 +49,9 @@ def views(state: str, places: Mapping[str, str] | None = None, *, kept: bool = F
             found[name] = found[name + BATCH] = _without_buried(select_sql(snapshot), snapshot, batch)
         if output is not None:
             alike = _alike(output)
-            found[name + SPEED] = speed_sql(state, output, alike=alike, kept=kept)
-            merged = _merged(state, snapshot, output, batch, alike=alike, kept=kept)
+            how = _How(alike, kept, standing(state, output) if at_once and alike and output.of == "rows" and output.placed else None)
+            found[name + SPEED] = _speed(state, output, how)
+            merged = _merged(state, snapshot, output, batch, how)
             found[name] = _without_buried(merged, snapshot, batch) if snapshot is not None and output.provenance else merged
         if "dead_letters" in (snapshot and snapshot.of, output and output.of) and found[name] != NOTHING:
             found[name] = open_sql(state, found[name], nested=snapshot is None or snapshot.format != "csv")
@@ -82,14 +86,54 @@ def _alike(output: SpeedOutput) -> bool:
         return False
 
 
-def _merged(state: str, snapshot: Snapshot | None, output: SpeedOutput, batch: Mapping[str, Snapshot], *, alike: bool, kept: bool) -> str:
+class _How(NamedTuple):
+    """How the speed layer of an output is read: the arguments of `speed_sql`."""
+
+    alike: bool
+    kept: bool
+    standing: Standing | None
+
+
+class Gap(NamedTuple):
+    """A condition on rows of the speed layer, and the `spans` of the clock between which these lie; None: anywhere."""
+
+    where: str
+    spans: tuple[tuple[int | None, int | None], ...] | None = None
+
+    def may_hold(self, partition: tuple[int, int] | None) -> bool:
+        """Whether rows of a partition may be meant: of these times, or of none that is known."""
+        if self.spans is None or partition is None:
+            return True
+        start, end = partition
+        return any((first is None or end > first) and (last is None or start < last) for first, last in self.spans)
+
+
+def _speed(state: str, output: SpeedOutput, how: _How, gaps: Sequence[Gap] = (), clock: Clock | None = None) -> str:
+    where, found = [gap.where for gap in gaps], how.standing
+    if found is None or not found.settled:
+        return speed_sql(state, output, where=where, alike=how.alike, kept=how.kept)
+    standing = [_within(found, output, clock, gap) for gap in gaps] if clock is not None and gaps else [found]
+    return speed_sql(state, output, where=where, alike=True, kept=how.kept, standing=standing)
+
+
+def _within(standing: Standing, output: SpeedOutput, clock: Clock, gap: Gap) -> Standing:
+    """The files that may have rows of a gap."""
+    place = output.folder.rstrip("/") + "/"
+
+    def meant(path: str) -> bool:
+        return gap.may_hold(partition_range(path.removeprefix(place).rpartition("/")[0], clock.partition, clock.unit))
+
+    return Standing(*(tuple(filter(meant, paths)) for paths in standing))
+
+
+def _merged(state: str, snapshot: Snapshot | None, output: SpeedOutput, batch: Mapping[str, Snapshot], how: _How) -> str:
     if snapshot is None:
-        return speed_sql(state, output, alike=alike, kept=kept)
+        return _speed(state, output, how)
     if output.of == "dead_letters":
         return _union([select_sql(snapshot), speed_sql(state, output, where=[f"({_settled(snapshot, batch)}) IS NOT TRUE"])])
     if snapshot.clock is None:
         return select_sql(snapshot)
-    return _union([select_sql(snapshot), speed_sql(state, output, where=unanswered(snapshot, output, kept=kept), alike=alike, kept=kept)])
+    return _union([select_sql(snapshot), _speed(state, output, how, unanswered(snapshot, output, kept=how.kept), snapshot.clock)])
 
 
 def _union(layers: list[str]) -> str:
@@ -120,7 +164,7 @@ def _settled(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
     return " OR ".join(f"({c})" for c in conditions)
 
 
-def unanswered(snapshot: Snapshot, output: SpeedOutput, *, kept: bool = False) -> list[str]:
+def unanswered(snapshot: Snapshot, output: SpeedOutput, *, kept: bool = False) -> list[Gap]:
     """Conditions that together are true of the rows of the speed layer for whose time the batch has no answer, each row by one.
 
     One for each gap between committed ranges, in words that a planner can hold against a reader's own condition: of a query over a committed day no file of the
@@ -134,23 +178,24 @@ def unanswered(snapshot: Snapshot, output: SpeedOutput, *, kept: bool = False) -
     instants = kind is not None and columns.get(clock.column) == _INSTANT and len(output.placings) <= 1
     column = quote(clock.partition) if kind is not None else f"epoch_us({quote(clock.column)})"
 
-    def bounds(start: int | None, end: int | None) -> str:
+    def between(start: int | None, end: int | None) -> Gap:
         found = []
         for sign, at in ((">=", start), ("<", end)):
             if at is not None:
                 found.append(f"{column} {sign} {_bound(at, kind, clock.unit)}")
                 found += [f"{quote(clock.column)} {sign} TIMESTAMPTZ {literal(show_instant(at))}"] if instants else []
-        return " AND ".join(found)
+        return Gap(" AND ".join(found), None if kind is None else ((start, end),))
 
     answered = any(partition_range(file.partition, clock.partition, clock.unit) is None for file in snapshot.files)
     if not committed:
-        return [f"{column} IS NOT NULL"] if answered else []
+        return [Gap(f"{column} IS NOT NULL")] if answered else []
     starts, ends = [None, *(r.end for r in committed)], [*(r.start for r in committed), None]
-    bare = [] if answered or not (kept or _any_undated(output, clock)) else [f"{column} IS NULL"]
+    bare = [] if answered or not (kept or _any_undated(output, clock)) else [Gap(f"{column} IS NULL", ())]
     if len(committed) + 1 > _MOST_GAPS:
         instants = False  # in one condition of many they rule out nothing
-        return [" OR ".join(f"({gap})" for gap in [*map(bounds, starts, ends), *bare])]
-    return [*map(bounds, starts, ends), *bare]
+        every = [*map(between, starts, ends), *bare]
+        return [Gap(" OR ".join(f"({gap.where})" for gap in every), None if kind is None else tuple(zip(starts, ends, strict=True)))]
+    return [*map(between, starts, ends), *bare]
 
 
 def _any_undated(output: SpeedOutput, clock: Clock) -> bool:

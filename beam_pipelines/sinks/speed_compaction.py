@@ -25,6 +25,7 @@ from beam_pipelines.formats.named_files import unfinished, write_new
 from beam_pipelines.sinks.parquet import ParquetEncoder
 from beam_pipelines.sinks.plan import letter_writes_of, writes_of
 from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sinks.settling import Settling
 from beam_pipelines.sinks.speed import WriteDoors, WriteSpeed, WriteSpeedLetters
 from beam_pipelines.sinks.speed_files import NOTES, alike, columns_of, folders_of, replaces, stored
 from beam_pipelines.sinks.write import Writing
@@ -43,30 +44,34 @@ def writings_of(spec: PipelineSpec, run: RunInfo) -> list[Writing]:
 
 
 def compact(
-    writing: Writing, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None
-) -> Compacted:
+    writing: Writing, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None, state: str | None = None
+) -> Compacted:  # fmt: skip
     """One pass over all folders of one output: merges what is due and deletes what was merged a minute ago.
 
-    `at_rest` and `now` as in `compaction.compact_steps`. Files that starts before `epoch` left unfinished are deleted.
+    `at_rest` and `now` as in `compaction.compact_steps`. Files that starts before `epoch` left unfinished are deleted. Partitions of rows that are quiet
+    are settled (`settling`) where it is known of which `state` the stream is.
     """
-    return Compacted.of(compact_steps(writing, epoch=epoch, now=now, at_rest=at_rest))
+    return Compacted.of(compact_steps(writing, epoch=epoch, now=now, at_rest=at_rest, state=state))
 
 
 def compact_steps(
     writing: Writing, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
-    fan_in: Sequence[int] = FAN_IN, quiet_s: float = QUIET_S,
+    fan_in: Sequence[int] = FAN_IN, quiet_s: float = QUIET_S, state: str | None = None,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """`compact`, step by step: after each one the process may die. `quiet_s` as in `compaction.compact_steps`."""
     folders = folders_of(writing.layout.folder, len(writing.layout.by))
-    return compaction.compact_steps(folders, speed_kind(writing, fan_in), epoch=epoch, now=now, at_rest=at_rest, quiet_s=quiet_s)
+    kind = speed_kind(writing, fan_in, state=state)
+    return compaction.compact_steps(folders, kind, epoch=epoch, now=now, at_rest=at_rest, quiet_s=quiet_s)
 
 
-def speed_kind(writing: Writing, fan_in: Sequence[int] = FAN_IN) -> Files:
-    """What a compaction must know of the files of one output."""
+def speed_kind(writing: Writing, fan_in: Sequence[int] = FAN_IN, *, state: str | None = None) -> Files:
+    """What a compaction must know of the files of one output, for one pass."""
     assert isinstance(writing.encoder, ParquetEncoder)
+    write, full, settle = partial(_write, writing.encoder), writing.layout.target_file_bytes, None
+    if state is not None and writing.output.of == "rows" and writing.layout.by:
+        settle = Settling(state, writing.layout.folder, write, full)
     return Files(
-        replaces, alike, stored, partial(_write, writing.encoder), fan_in,
-        full_bytes=writing.layout.target_file_bytes, swept=partial(unfinished, pattern=_UNFINISHED),
+        replaces, alike, stored, write, fan_in, full_bytes=full, swept=partial(unfinished, pattern=_UNFINISHED), settle=settle
     )  # fmt: skip
 
 
@@ -78,6 +83,6 @@ def _write(encoder: ParquetEncoder, merge: Merge) -> str:
         with pq.ParquetWriter(out, first.schema, **encoder.settings(pa.Table.from_batches([first]))) as writer:
             for batch in chain([first], merge.batches):
                 writer.write_batch(batch, row_group_size=max(1, batch.num_rows))
-            writer.add_key_value_metadata({NOTES: msgspec.json.encode(tuple(merge.replaces))})
+            writer.add_key_value_metadata({NOTES: msgspec.json.encode(tuple(merge.replaces)), **merge.more})
 
     return write_new(merge.folder, write, epoch=merge.epoch, level=merge.level, now=merge.now)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from beam_pipelines.formats.reader import FILE, Broken
 from beam_pipelines.places import is_local, join, list_folders, local, open_read
 
-NOTES = b"beam_pipelines.speed"
-"""The key, in a file's metadata, under which a merged file names those it replaces."""
+NOTES, SETTLED = b"beam_pipelines.speed", b"beam_pipelines.settled"
+"""The keys, in a file's metadata, under which a merged file names those it replaces, and the last part of a settled folder says so."""
 _BATCH_ROWS = 65_536
 
 
@@ -37,6 +37,16 @@ def all_folders(folder: str) -> Iterator[str]:
             yield from all_folders(join(folder, name))
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """A folder whose rows are those that readers see: names of its other `parts`; its rows arrived from `since` to `until` (microseconds, both included);
+    so many rows were `gone` that arrived then, or nobody knows when."""
+
+    parts: tuple[str, ...]
+    since: int
+    until: int
+    gone: int
+
+
 @dataclass(frozen=True)
 class Notes:
     """What a file says about itself: how many rows it has; their `columns`, names and types as text ("": it cannot be read)."""
@@ -44,15 +54,19 @@ class Notes:
     rows: int = 0
     columns: str = ""
     replaces: tuple[str, ...] = ()
+    settled: Settled | None = None
 
 
 @lru_cache(16_384)  # a name is never used for another content
 def _notes(path: str) -> Notes:
     """Raises FileNotFoundError, and any of pyarrow's exceptions where bytes are damaged."""
     with _open(path) as file:
-        said = (file.metadata.metadata or {}).get(NOTES)
+        said = file.metadata.metadata or {}
         columns = file.schema_arrow.to_string(show_field_metadata=False, show_schema_metadata=False)
-        return Notes(file.metadata.num_rows, columns, msgspec.json.decode(said, type=tuple[str, ...]) if said else ())
+        replaced = msgspec.json.decode(said[NOTES], type=tuple[str, ...]) if NOTES in said else ()
+        return Notes(
+            file.metadata.num_rows, columns, replaced, msgspec.json.decode(said[SETTLED], type=Settled) if SETTLED in said else None
+        )
 
 
 def count_rows(path: str) -> int:
@@ -72,6 +86,11 @@ def _said(path: str) -> Notes:
 def replaces(path: str) -> tuple[str, ...]:
     """The names of the files that a merged file was made of. Raises FileNotFoundError."""
     return _said(path).replaces
+
+
+def settled(path: str) -> Settled | None:
+    """What the last part of a settled folder says of it; None of another file. Raises FileNotFoundError."""
+    return _said(path).settled
 
 
 def alike(path: str) -> str | None:

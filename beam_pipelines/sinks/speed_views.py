@@ -12,7 +12,8 @@ duplicates, a session that has grown. So panes of earlier starts end when a late
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from beam_pipelines.arrow.doors import FILTERED
 from beam_pipelines.arrow.engine import literal, quote
@@ -22,6 +23,9 @@ from beam_pipelines.sinks.epochs import doors_folder, latest_epoch
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.reached import starts, starts_sql
 from beam_pipelines.sinks.views import NOTHING
+
+if TYPE_CHECKING:
+    from beam_pipelines.sinks.settling import Standing
 
 AT_AGGREGATE = "aggregate"
 """The stage of dead letters that concern an aggregate, not the row."""
@@ -35,12 +39,21 @@ LETTER = "source, position, stage, reason, message"
 KEPT = "_source, _position, _arrival_time, _run_id, _contract"
 
 
-def speed_sql(state: str, output: SpeedOutput, *, where: Sequence[str] = (), alike: bool = False, kept: bool = False) -> str:
+def speed_sql(
+    state: str,
+    output: SpeedOutput,
+    *,
+    where: Sequence[str] = (),
+    alike: bool = False,
+    kept: bool = False,
+    standing: Sequence[Standing] = (),
+) -> str:
     """A SELECT over what the stream of `state` has stored of `output`: of `where`, conditions on its columns, one at most is true of a row, and of the rows
     selected one is; all rows without any.
 
     `alike` says that all its files have the same columns (`same_columns`): then none is opened that a condition leaves out.
-    `kept`: the SELECT is to be good for long, and looks up how far the stream has come each time; otherwise that is in its text.
+    `kept`: the SELECT is to be good for long, and looks up how far the stream has come each time; otherwise that is in its text. `standing`, of rows that
+    are placed, one for each condition: the SELECT is of these files, for as long as they are there, and those of settled folders are read as they are.
 
     The columns by which rows are placed are named where rows are told apart, so that a reader's condition on them reaches the files.
     """
@@ -54,8 +67,12 @@ def speed_sql(state: str, output: SpeedOutput, *, where: Sequence[str] = (), ali
         return f"SELECT * EXCLUDE ({STORED_AT}) FROM ({newest}) WHERE {chosen}"
     place = [quote(c) for c in output.placed] if len(output.placings) <= 1 else []
     early = bool(place) or output.of != "rows"  # a row that a changed spec placed anew must be told apart first
-    if early and alike:  # a scan for each: what contradicts a reader's condition is left out whole, and no file of it is looked at
-        files = "(" + " UNION ALL ".join(f"SELECT * FROM {files} WHERE {condition}" for condition in where or ("TRUE",)) + ")"
+    settled, conditions = "", where or ("TRUE",)
+    if standing:
+        settled = _each([_these(output.folder, found.settled) for found in standing], conditions)
+        files = _each([_these(output.folder, found.others) for found in standing], conditions)
+    elif early and alike:
+        files = _each([files] * len(conditions), conditions)
     elif early:
         files = f"(SELECT * FROM {files} WHERE {chosen})"
     if output.of != "rows":
@@ -63,9 +80,33 @@ def speed_sql(state: str, output: SpeedOutput, *, where: Sequence[str] = (), ali
         newest = _newest(window, "_epoch DESC, _pane_index DESC")
         return f"SELECT * FROM (SELECT * FROM {files} {_shown_anew(state, output, kept=kept)} QUALIFY {newest}) WHERE _pane <> 'retracted'"
     hidden = f"{STORED_AT}" if output.provenance else f"{KEPT}, {STORED_AT}"
-    newest = f"SELECT * FROM {files} {_without_duplicates(state)} QUALIFY {_newest(', '.join([_ROW, *place]), '_run_id DESC')}"
-    refused = _refused_since(state, output, kept=kept)
-    return f"SELECT * EXCLUDE ({hidden}) FROM ({newest}) AS stored {refused} WHERE {'TRUE' if early else chosen}"
+    layers = [settled] if settled else []
+    layers += [f"{once_sql(state, output, files, by=place, kept=kept)} WHERE {'TRUE' if early else chosen}"] if files else []
+    return " UNION ALL BY NAME ".join(f"SELECT * EXCLUDE ({hidden}) FROM {layer}" for layer in layers) or NOTHING
+
+
+def _each(files: Sequence[str], where: Sequence[str]) -> str:
+    """A scan for each condition: what contradicts a reader's condition is left out whole, and no file of it is looked at. "" without any file."""
+    scans = " UNION ALL ".join(f"SELECT * FROM {found} WHERE {condition}" for found, condition in zip(files, where, strict=True) if found)
+    return f"({scans})" if scans else ""
+
+
+def once_sql(state: str, output: SpeedOutput, files: str, *, by: Sequence[str] = (), kept: bool = False) -> str:
+    """What follows FROM: of the rows that lie in `files`, as readers see them, the newest of each and none that is gone.
+
+    A row is one of (`_source`, `_position`) and the columns `by`. `kept` as in `speed_sql`.
+    """
+    newest = f"SELECT * FROM {files} {_without_duplicates(state)} QUALIFY {_newest(', '.join([_ROW, *by]), '_run_id DESC')}"
+    return f"({newest}) AS stored {_refused_since(state, output, kept=kept)}"
+
+
+def gone_sql(state: str, output: SpeedOutput) -> str | None:
+    """A SELECT of each row that `once_sql` may leave out, as often as it was refused: `arrival_time`, NULL where it is not known. None: there is none."""
+    doors = doors_scan(state)
+    each = "SELECT source, position, moment, arrival_time FROM"
+    parts = [] if doors is None else [f"SELECT source, position, NULL AS moment, arrival_time FROM {doors} WHERE door = 'duplicate'"]
+    parts += [f"{each} ({refusals})" for refusals in _refusals(state, output, kept=False)]
+    return f"SELECT arrival_time FROM (SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)}))" if parts else None
 
 
 def refused_folders(state: str, *, kept: bool = False) -> list[str]:
@@ -80,17 +121,22 @@ def refused_folders(state: str, *, kept: bool = False) -> list[str]:
 def _refused_since(state: str, output: SpeedOutput, *, kept: bool) -> str:
     """Leaves out rows whose newest letter was stored after them, or that have been filtered since: that takes another transform. The row's own pass
     stored no letter of it, for it left by one door."""
-    scans = [found for folder in refused_folders(state, kept=kept) if (found := scan(folder)) is not None]
-    doors = doors_scan(state) if len(output.placings) > 1 else None
-    of_row = f"stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') OR stage = '{AT_SINK}' AND failures[1].name = {literal(output.name)}"
-    each = f"SELECT source, position, {STORED_AT} AS moment FROM"
-    parts = [f"{each} {found} WHERE position IS NOT NULL AND ({of_row})" for found in scans]
-    parts += [] if doors is None else [f"{each} {doors} WHERE door = '{FILTERED}'"]
+    parts = _refusals(state, output, kept=kept)
     if not parts:
         return ""
     newest = f"SELECT source AS _source, position AS _position, max(moment) AS moment FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL"
     same = "refused._source = stored._source AND refused._position = stored._position"
     return f"ANTI JOIN ({newest}) AS refused ON {same} AND refused.moment > stored.{STORED_AT}"
+
+
+def _refusals(state: str, output: SpeedOutput, *, kept: bool) -> list[str]:
+    """SELECTs of (source, position, moment, arrival_time): rows that were refused, or have been filtered since, and when that was stored."""
+    scans = [found for folder in refused_folders(state, kept=kept) if (found := scan(folder)) is not None]
+    doors = doors_scan(state) if len(output.placings) > 1 else None
+    of_row = f"stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') OR stage = '{AT_SINK}' AND failures[1].name = {literal(output.name)}"
+    each = f"SELECT source, position, {STORED_AT} AS moment, arrival_time FROM"
+    parts = [f"{each} {found} WHERE position IS NOT NULL AND ({of_row})" for found in scans]
+    return parts + ([] if doors is None else [f"{each} {doors} WHERE door = '{FILTERED}'"])
 
 
 def letters_scan(state: str, output: SpeedOutput) -> str | None:
@@ -120,11 +166,21 @@ def scan(folder: str, *, alike: bool = False) -> str | None:
     place, columns = local(folder).rstrip("/"), read_columns(folder)
     if not holds(folder, ".parquet"):
         return None
-    types = ", ".join(f"{literal(name)}: {kind}" for name, kind in columns.items())
-    hive = f"true, hive_types = {{{types}}}" if types else "false"
     joined = "" if alike else "union_by_name = true, "
     below = "*/" * len(columns) if alike and _all_lie(folder, len(columns)) else "**/"
-    return f"read_parquet({literal(f'{place}/{below}*.parquet')}, {joined}hive_partitioning = {hive})"
+    return f"read_parquet({literal(f'{place}/{below}*.parquet')}, {joined}{_hive(columns)})"
+
+
+def _these(folder: str, paths: Sequence[str]) -> str:
+    """`scan` of these files below `folder`, which have the same columns; "" of none."""
+    if not paths:
+        return ""
+    return f"read_parquet([{', '.join(map(literal, map(local, paths)))}], {_hive(read_columns(folder))})"
+
+
+def _hive(columns: Mapping[str, str]) -> str:
+    types = ", ".join(f"{literal(name)}: {kind}" for name, kind in columns.items())
+    return f"hive_partitioning = {f'true, hive_types = {{{types}}}' if types else 'false'}"
 
 
 def folders_in_use(folder: str) -> list[str] | None:

@@ -89,7 +89,7 @@ class Speed:
         """What stores to an output; from now on the stream has it."""
         parquet = ParquetSink(path=str(self.folder / name), partition_by=tuple(by), **sink)
         write = WriteParquet(parquet, label=name, run=self.run, provenance=provenance, of=of)
-        self._know(name, of, write.output.speed, ("g",) if of not in ("rows", "dead_letters") else (), provenance)
+        self._know(name, of, write.output.speed, ("g",) if of not in ("rows", "dead_letters") else (), provenance, tuple(p.name for p in write.writing.layout.by))
         return WriteSpeed(write, self.run).writing
 
     def letter_writing(self, name: str = "dead_letters") -> Writing:
@@ -102,15 +102,15 @@ class Speed:
         self._know(name, "dead_letters", write.output.speed, (), True)
         return write.writing
 
-    def _know(self, name: str, of: str, folder: str, groups: tuple[str, ...], provenance: bool) -> None:
-        self.known[name] = SpeedOutput(name, of, folder, groups, provenance)
+    def _know(self, name: str, of: str, folder: str, groups: tuple[str, ...], provenance: bool, placed: tuple[str, ...] = ()) -> None:
+        self.known[name] = SpeedOutput(name, of, folder, groups, provenance, placed=placed, placings=("one",))
         write_no_doors(self.state)  # as every start does
         write_no_resolutions(self.state)
         write_outputs(self.state, self.outputs)
 
     @property
     def outputs(self) -> StreamOutputs:
-        return StreamOutputs(tuple(self.known.values()), (source_folder(str(self.folder / "archive"), SOURCE),))
+        return StreamOutputs(tuple(self.known.values()), (source_folder(str(self.folder / "archive"), SOURCE),), (SOURCE,))
 
     def store(self, writing: Writing, *batches: pa.RecordBatch) -> list[str]:
         """A bundle; paths of its files. Duplicates go to the doors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from beam_pipelines.formats.compaction import Files, Lying, Step, merged_all
@@ -73,9 +73,15 @@ def expected(layer: Layer, epoch: int, without: frozenset[str] = frozenset()) ->
         live = [file for file in _live(folder, layer) if file.path not in without]
         words = [layer.files.alike(f.path) for f in live]
         lying = [Lying(f.level, _or_none(_bytes, f.path), word) for f, word in zip(live, words, strict=True) if word is not None]
-        left += len(merged_all(lying, layer.files)) + words.count(None)
+        settles = layer.files.settle is not None and len({*words}) == 1 and None not in words
+        left += _settled(lying, layer.files) if settles else len(merged_all(lying, layer.files)) + words.count(None)
         swept += len(layer.files.swept(folder, max([epoch, *(f.epoch for f in named(folder))])))
     return left, swept
+
+
+def _settled(lying: Sequence[Lying], files: Files) -> int:
+    """In how many files these are settled, as far as their sizes tell."""
+    return 1 if files.full_bytes is None else max(1, -(-sum(file.bytes for file in lying) // files.full_bytes))
 
 
 def _live(folder: str, layer: Layer) -> list[Named]:

@@ -1,0 +1,221 @@
+"""Settled partitions: read as plain files, they show what readers who tell each row apart see, at every moment."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_pipelines.formats import compaction
+from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Merge
+from beam_pipelines.formats.named_files import unreplaced
+from beam_pipelines.serving.tables import ask, open_tables
+from beam_pipelines.sinks import settling
+from beam_pipelines.sinks.epochs import take_epoch
+from beam_pipelines.sinks.outputs import read_outputs
+from beam_pipelines.sinks.settling import Settling, Standing, standing
+from beam_pipelines.sinks.speed_compaction import compact_steps, speed_kind
+from beam_pipelines.sinks.speed_files import folders_of, replaces
+from beam_pipelines.sinks.write import Writing
+from tests.formats.archived import Clock
+from tests.laws import share
+from tests.sinks.speed_lake import Speed, letters, rows
+
+DAY_S = 86_400.0
+POSITIONS = st.lists(st.integers(0, 12), min_size=1, max_size=5)
+ACTS = st.one_of(
+    st.tuples(st.just("store"), POSITIONS),
+    st.tuples(st.just("take out"), POSITIONS),
+    st.tuples(st.just("refuse"), POSITIONS),
+    st.tuples(st.just("wait"), st.sampled_from([GRACE_S, QUIET_S, DAY_S])),
+    st.tuples(st.just("compact, killed after"), st.integers(0, 9)),
+    st.tuples(st.just("restart"), st.none()),
+)
+
+
+def places(speed: Speed) -> Standing:
+    outputs = read_outputs(speed.state)
+    assert outputs is not None
+    return standing(speed.state, next(o for o in outputs.outputs if o.of == "rows"))
+
+
+def seen(speed: Speed, *, at_once: bool) -> Counter[tuple[Any, ...]]:
+    found = ask(open_tables(speed.state, at_once=at_once), "SELECT n, k, _run_id FROM rows").to_pylist()
+    return Counter(tuple(row.values()) for row in found)
+
+
+def passes(speed: Speed, writing: Writing, clock: Clock, *, quiet_s: float = QUIET_S) -> None:
+    """Until the files that were replaced are gone too."""
+    for _ in range(2):
+        list(compact_steps(writing, epoch=speed.epoch, now=clock, quiet_s=quiet_s, state=speed.state))
+        clock.at += GRACE_S
+
+
+@share(5)
+@given(st.lists(ACTS, min_size=2, max_size=10), st.booleans())
+def test_plain_files_show_what_readers_who_tell_rows_apart_see(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, Any]], end_settled: bool
+) -> None:
+    speed, clock = Speed(tmp_path_factory.mktemp("speed")), Clock(time.time())
+    take_epoch(speed.state, speed.run_id)
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows([0], change=1))
+    for act, given_ in acts:
+        if act == "store":
+            speed.store(writing, rows(given_, change=1))
+        elif act == "take out":
+            speed.store(writing, rows(given_, change=-1))
+        elif act == "refuse":
+            speed.letter(letters(given_))
+        elif act == "wait":
+            clock.at += given_
+        elif act == "restart":
+            speed.restart(f"r{speed.epoch + 1}")
+            assert take_epoch(speed.state, speed.run_id) == speed.epoch
+            writing = speed.writing(by=["k"])
+        else:
+            steps = compact_steps(writing, epoch=speed.epoch, now=clock, fan_in=(3, 2), state=speed.state)
+            list(islice(steps, given_))
+            steps.close()
+        assert seen(speed, at_once=True) == seen(speed, at_once=False), act
+    if end_settled:
+        before = seen(speed, at_once=False)
+        passes(speed, writing, clock, quiet_s=0)
+        assert seen(speed, at_once=True) == seen(speed, at_once=False) == before
+        assert places(speed).others == ()
+        assert sum(pq.read_metadata(path).num_rows for path in places(speed).settled) == before.total()
+
+
+def test_a_quiet_partition_is_settled_and_a_busy_one_is_not(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows([0, 3, 6], change=1), rows([3], change=-1))
+    clock.at += QUIET_S
+    passes(speed, writing, clock)
+    assert [Path(path).parent.name for path in places(speed).settled] == ["k=00"]
+
+    speed.store(writing, rows([1, 9], change=1))
+    assert places(speed).settled == ()
+    assert [Path(path).parent.name for path in places(speed).others] == ["k=00", "k=00", "k=01"]
+
+
+def test_a_settled_partition_of_which_a_row_goes_is_told_apart_until_it_is_settled_anew(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows([*range(3), 30, 31, 32], change=1))
+    passes(speed, writing, clock, quiet_s=0)
+    assert len(places(speed).settled) == 3
+
+    speed.door([90], "duplicate")  # arrived after all rows there
+    speed.door([2], "filtered")  # as the first of two doors
+    assert len(places(speed).settled) == 3
+    speed.door([30], "duplicate")  # arrived between the first and the last of each
+    assert len(places(speed).settled) == 0
+    assert sorted(n for n, _, _ in seen(speed, at_once=True)) == [0, 1, 2, 31, 32]
+    passes(speed, writing, clock, quiet_s=0)
+    assert len(places(speed).settled) == 3
+    assert sorted(n for n, _, _ in seen(speed, at_once=True)) == [0, 1, 2, 31, 32]
+
+
+def settle(speed: Speed, writing: Writing, clock: Clock, write: Callable[[Callable[[Merge], str], Merge], str]) -> None:
+    """One pass in which files are written by `write`, of what would write them and what they are to hold."""
+    kind = speed_kind(writing, state=speed.state)
+    assert isinstance(kind.settle, Settling)
+    kind.settle.write = partial(write, kind.settle.write)
+    clock.at += GRACE_S
+    list(compaction.compact_steps(folders_of(writing.layout.folder, 1), kind, epoch=speed.epoch, now=clock, quiet_s=0))
+
+
+def test_a_large_partition_is_settled_in_parts_and_killed_among_them_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "_GROUP_ROWS", 10)
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"], target_file_bytes=1024)
+    for first in range(0, 240, 60):
+        speed.store(writing, rows(range(first, first + 60, 3)))
+    before, written = seen(speed, at_once=False), list[str]()
+
+    def killed(write: Callable[[Merge], str], merge: Merge) -> str:
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(merge))
+        return written[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        settle(speed, writing, clock, killed)
+    assert written
+    assert places(speed).settled == ()
+    assert seen(speed, at_once=True) == before
+
+    passes(speed, writing, clock, quiet_s=0)
+    assert len(places(speed).settled) > 1
+    assert places(speed).others == ()
+    assert seen(speed, at_once=True) == before
+    assert not {*written} & {*places(speed).settled}
+
+
+def test_what_is_stored_while_a_partition_is_settled_stays(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows([0, 3, 6], change=1))
+
+    def interrupted(write: Callable[[Merge], str], merge: Merge) -> str:
+        speed.store(writing, rows([9], change=1), rows([6], change=-1))
+        return write(merge)
+
+    settle(speed, writing, clock, interrupted)
+    assert places(speed).settled == ()
+    for at_once in (True, False):
+        assert sorted(n for n, _, _ in seen(speed, at_once=at_once)) == [0, 3, 9]
+    passes(speed, writing, clock, quiet_s=0)
+    assert places(speed).others == ()
+    assert sorted(n for n, _, _ in seen(speed, at_once=True)) == [0, 3, 9]
+
+
+def test_a_trickle_of_late_rows_does_not_write_a_partition_anew_each_hour(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows(range(0, 60_000, 3)))
+    passes(speed, writing, clock, quiet_s=0)
+    (before,) = places(speed).settled
+    speed.store(writing, rows([60_000]))
+    clock.at += QUIET_S
+    passes(speed, writing, clock)
+    assert before in places(speed).others
+    clock.at += DAY_S
+    passes(speed, writing, clock)
+    assert len(places(speed).settled) == 1
+    assert places(speed).settled != (before,)
+
+
+def test_a_partition_with_a_broken_file_stays_as_it_is(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    paths = [*speed.store(writing, rows([0])), *speed.store(writing, rows([3]))]
+    content = bytearray(Path(paths[0]).read_bytes())
+    content[4:40] = b"\0" * 36
+    Path(paths[0]).write_bytes(content)
+    passes(speed, writing, clock, quiet_s=0)
+    (folder,) = {path.rpartition("/")[0] for path in paths}
+    assert paths[0] in [file.path for file in unreplaced(folder, replaces)]
+    assert places(speed).settled == ()
+
+
+def test_what_settled_partitions_cost_a_query(tmp_path: Path) -> None:
+    """Neither doors nor letters are looked at, and no row is compared with another."""
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows(range(9), change=1), rows([3], change=-1))
+    passes(speed, writing, clock, quiet_s=0)
+    plan = open_tables(speed.state, at_once=True).execute("EXPLAIN SELECT n FROM rows WHERE k = '00'").fetchall()[0][1].upper()
+    assert not any(word in plan for word in ("WINDOW", "AGGREGATE", "JOIN", "DOORS"))
+    general = open_tables(speed.state).execute("EXPLAIN SELECT n FROM rows WHERE k = '00'").fetchall()[0][1].upper()
+    assert "JOIN" in general
