@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from beam_pipelines.errors import RunError
+
 ROOT = Path(__file__).resolve().parents[1]
 
 pytest_plugins = ["tests.pubsub_servers"]
@@ -24,6 +26,16 @@ settings.register_profile("deep", parent=settings.get_profile("everyday"), max_e
 settings.load_profile(os.environ.get("LAWS") or ("ci" if os.environ.get("CI") == "true" else "everyday"))
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def without_prism(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Prism can be had: streams that end by themselves run on FnApiRunner, in this process."""
+
+    def missing(*_: object, **__: object) -> Path:
+        raise RunError("no Prism here")
+
+    monkeypatch.setattr("beam_pipelines.runners.stream.find_prism", missing)
 
 
 @pytest.fixture(scope="session")

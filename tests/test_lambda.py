@@ -11,8 +11,7 @@ import pytest
 
 from beam_pipelines.arrow.ranges import Range
 from beam_pipelines.cli.run import check_mode, input_of
-from beam_pipelines.errors import RunError, SpecError
-from beam_pipelines.runners import stream
+from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.closed import check_closed, closed_until, shortened
 from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.runners.stream import StreamCall, run_stream
@@ -21,7 +20,7 @@ from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from tests.pubsub_servers import PubsubServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_prism")]
 
 SPEC = """
 spec: 1
@@ -39,14 +38,6 @@ sinks:
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ZERO, HOUR, DAY = int(START.timestamp()) * 1_000_000, 3_600_000_000, 86_400_000_000
 LATE = 3 * 60
-
-
-@pytest.fixture(autouse=True)
-def without_prism(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> Path:
-        raise RunError("no Prism here")
-
-    monkeypatch.setattr(stream, "find_prism", missing)
 
 
 class Clicks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import click
 
@@ -47,10 +48,15 @@ def runs(spec: str, set_: tuple[str, ...], parameters_file: str | None, style: s
 def _ask(spec: str, set_: tuple[str, ...], parameters_file: str | None, sql: str, style: str, limit: int, *, wide: bool) -> int:
     found = loaded(spec, set_, parameters_file)
     from beam_pipelines.cli.show import show_table
+    from beam_pipelines.errors import RunError
     from beam_pipelines.serving.tables import ask, elsewhere, open_tables
     from beam_pipelines.sinks.labels import places_of
 
     names, places = ["rows", "dead_letters", *found.spec.aggregates], places_of(found.spec)
-    table = ask(open_tables(found.state, places, found.spec, at_once=True), sql, expected=names, elsewhere=elsewhere(found.state, places))
+    answer = partial(ask, sql=sql, expected=names, elsewhere=elsewhere(found.state, places))
+    try:
+        table = answer(open_tables(found.state, places, found.spec, at_once=True))
+    except RunError:  # it took longer than files that are merged meanwhile stay
+        table = answer(open_tables(found.state, places, found.spec))
     show_table(table, style=style, limit=limit, out=sys.stdout, wide=wide)
     return 0

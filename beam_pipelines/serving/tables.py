@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from beam_pipelines.arrow.engine import quote
 from beam_pipelines.arrow.schema import UTC_MICROS
-from beam_pipelines.errors import RunError, SpecError, nearest
-from beam_pipelines.places.sql import gone, reading, said
+from beam_pipelines.errors import SpecError, nearest
+from beam_pipelines.places.sql import reading, said
+from beam_pipelines.serving.again import T, again
 from beam_pipelines.serving.stale import stale_view
 from beam_pipelines.serving.views import BATCH, SPEED, views
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
@@ -30,7 +31,6 @@ from beam_pipelines.sinks.results import RunResults, list_runs
 from beam_pipelines.spec.models import PipelineSpec
 
 RUNS, RANGES, STALE = "runs", "ranges", "stale"
-_TRIES = 5
 _RUN_COLUMNS = pa.schema(
     [("run_id", pa.string()), ("status", pa.string()), ("mode", pa.string()), ("engine", pa.string()), ("started_at", pa.timestamp("us", "UTC")),
      ("elapsed_s", pa.float64()), ("read", pa.int64()), ("dead", pa.int64()), ("duplicate", pa.int64()), ("filtered", pa.int64()),
@@ -54,17 +54,17 @@ def open_tables(
     """
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
-    found = _again(partial(views, state, places, at_once=at_once))
+    found = _asked(partial(views, state, places, at_once=at_once))
     reading(connection, state, *found.values())
     for name, sql in found.items():
-        _again(partial(connection.execute, f"CREATE VIEW {quote(name)} AS {sql}"))
+        _asked(partial(connection.execute, f"CREATE VIEW {quote(name)} AS {sql}"))
     for name, table in ((RUNS, runs_table(list_runs(state))), (RANGES, ranges_table(snapshots(state, places)))):
         if name not in found:
             connection.register(name, table)
     if STALE not in found:
         late = stale_view(state, places, spec).register(connection)
         reading(connection, late)
-        _again(lambda: connection.execute(f"CREATE VIEW {STALE} AS {late}"))
+        _asked(lambda: connection.execute(f"CREATE VIEW {STALE} AS {late}"))
     return connection
 
 
@@ -74,7 +74,7 @@ def stale_table(state: str, places: Mapping[str, str] | None = None, spec: Pipel
         connection.execute("SET TimeZone = 'UTC'")
         late = stale_view(state, places, spec).register(connection)
         reading(connection, late)
-        return _again(lambda: connection.sql(f"FROM ({late}) ORDER BY output, start").to_arrow_table())
+        return _asked(lambda: connection.sql(f"FROM ({late}) ORDER BY output, start").to_arrow_table())
 
 
 def elsewhere(state: str, places: Mapping[str, str]) -> dict[str, str]:
@@ -93,28 +93,15 @@ def ask(
     try:
         _check_reads(connection.extract_statements(sql))
         reading(connection, sql)
-        return _again(lambda: connection.sql(sql).to_arrow_table())
+        return _asked(lambda: connection.sql(sql).to_arrow_table())
     except duckdb.CatalogException as error:
         raise _unknown_table(connection, error, expected, elsewhere or {}) from None
     except duckdb.Error as error:
         raise SpecError(f"query: {_explained(error)}") from None
 
 
-def _again(read: Callable[[], Any]) -> Any:
-    """What `read` gives, again where a file vanished: a stream's compaction deletes what it merged a minute ago, and readers list files when they begin.
-
-    Raises RunError where it is gone for good.
-    """
-    for left in reversed(range(_TRIES)):
-        try:
-            return read()
-        except duckdb.Error as error:
-            if not gone(error):
-                raise
-            if not left:
-                hint = "A file of the newest commit is gone or broken; a new run writes it again."
-                raise RunError(f"query: {said(error)}", hint=hint) from error
-    raise AssertionError("unreachable")
+def _asked(read: Callable[[], T]) -> T:
+    return again(read, whose="query")
 
 
 def _check_reads(statements: Sequence[Any]) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from beam_pipelines.arrow.ranges import Range
-from beam_pipelines.errors import RunError
-from beam_pipelines.runners import stream
 from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.serving.bigquery_views import bigquery_script
@@ -23,7 +21,7 @@ from tests.cloud.bigquery_server import BigQueryServer, running_bigquery
 from tests.cloud.gcs_server import GcsServer
 from tests.pubsub_servers import PubsubServer
 
-pytestmark = [pytest.mark.cloud, pytest.mark.slow]
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.usefixtures("without_prism")]
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ZERO, DAY = round(START.timestamp() * 1e6), 86_400_000_000
@@ -79,10 +77,6 @@ def loaded(
 ) -> tuple[LoadedSpec, str]:
     """A stream that has ended and was started again: three days of clicks, repeated, corrected, late, broken ones among them."""
 
-    def missing(*_: object, **__: object) -> Path:
-        raise RunError("no Prism here")
-
-    monkeypatch.setattr(stream, "find_prism", missing)
     for name, value in {**broker.environment, **gcs.environment, **bigquery.environment}.items():
         monkeypatch.setenv(name, value)
     topic, subscription = broker.pair(ack_deadline_seconds=10)

@@ -14,18 +14,16 @@ import pytest
 
 from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, POSITION, SOURCE
 from beam_pipelines.cli.main import command, run_command
-from beam_pipelines.errors import RunError
 from beam_pipelines.formats.archive_compaction import compact
 from beam_pipelines.formats.archive_files import hour_folder, write_file
 from beam_pipelines.places import gcs as gcs_places
-from beam_pipelines.runners import stream
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from tests.cloud.gcs_server import GcsServer
 from tests.pubsub_servers import PubsubServer
 
-pytestmark = [pytest.mark.cloud, pytest.mark.slow]
+pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.usefixtures("without_prism")]
 
 SPEC = """
 spec: 1
@@ -86,10 +84,6 @@ class Job:
 
 @pytest.fixture
 def job(gcs: GcsServer, broker: PubsubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
-    def missing(*_: object, **__: object) -> Path:
-        raise RunError("no Prism here")
-
-    monkeypatch.setattr(stream, "find_prism", missing)
     for name, value in {**gcs.environment, **broker.environment}.items():
         monkeypatch.setenv(name, value)
     topic, subscription = broker.pair(ack_deadline_seconds=10)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from beam_pipelines.errors import RunError
-from beam_pipelines.runners import stream
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.serving.tables import open_tables
 from beam_pipelines.spec.load import LoadedSpec, load_spec
@@ -23,14 +22,6 @@ deduplicate: {{within: 1h}}
 aggregates: {{by_minute: {{windowing: {{type: fixed, size: 1m}}, measures: {{n: count()}}}}}}
 sinks: [{{from: rows, parquet: {{path: lake/rows}}}}, {{from: by_minute, parquet: {{path: lake/by_minute}}}}]
 """
-
-
-@pytest.fixture
-def without_prism(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> Path:
-        raise RunError("no Prism here")
-
-    monkeypatch.setattr(stream, "find_prism", missing)
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ import pytest
 
 from beam_pipelines.arrow.ranges import Range
 from beam_pipelines.cli.main import command, run_command
-from beam_pipelines.errors import RunError
-from beam_pipelines.runners import stream
 from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.serving.verify import verify
@@ -47,14 +45,6 @@ sinks:
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ZERO, DAY = int(START.timestamp()) * 1_000_000, 24 * HOUR
 Click = tuple[int, int, int, int]
-
-
-@pytest.fixture
-def without_prism(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> Path:
-        raise RunError("no Prism here")
-
-    monkeypatch.setattr(stream, "find_prism", missing)
 
 
 def at(minutes: int) -> str:
