@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.coders import RecordBatchCoder
+from beam_pipelines.coders import HandedCoder, RecordBatchCoder, hand_over, keyed_batches, waiting
+from beam_pipelines.errors import RunError
 
 CODER = RecordBatchCoder()
+
+
+@pytest.fixture
+def handing_over() -> Iterator[None]:
+    hand_over(True)
+    yield
+    hand_over(False)
 
 
 @given(
@@ -51,3 +62,24 @@ def test_beam_uses_it_for_record_batches() -> None:
 def test_the_estimated_size_is_the_memory_of_the_batch(rows: int) -> None:
     batch = pa.record_batch({"n": pa.array(range(rows), pa.int64())})
     assert CODER.get_impl().estimate_size(batch) == batch.nbytes
+
+
+def test_a_batch_that_is_handed_over_is_the_same_one_and_there_once(handing_over: None) -> None:
+    batch = pa.record_batch({"n": pa.array(range(1_000), pa.int64())}).slice(10, 100)
+    coder = beam.coders.registry.get_coder(convert_to_beam_type(keyed_batches()))
+    encoded = coder.encode((3, batch))
+    assert len(encoded) < 20
+    assert waiting() == 1
+    assert coder.decode(encoded)[1] is batch
+    assert waiting() == 0
+    with pytest.raises(RunError, match="twice"):
+        coder.decode(encoded)
+
+
+def test_no_graph_hands_batches_over_unless_it_is_asked_for(request: pytest.FixtureRequest) -> None:
+    def coder() -> object:
+        return beam.coders.registry.get_coder(convert_to_beam_type(keyed_batches())).coders()[1]
+
+    assert coder() == RecordBatchCoder()
+    request.getfixturevalue("handing_over")
+    assert coder() == HandedCoder()

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.arrow.partition import Partition, check_name
+from beam_pipelines.arrow.partition import OUTSIDE, Partition, check_name
 from beam_pipelines.errors import SpecError, nearest
 
 NULL_DIRECTORY = "__HIVE_DEFAULT_PARTITION__"
@@ -91,7 +91,10 @@ def check_partitions(by: Sequence[Partition], schema: pa.Schema) -> None:
             raise SpecError(f"partition_by: unknown column '{partition.column}';", hint=nearest(partition.column, schema.names))
         kind = schema.field(partition.column).type
         word = partition.transform
-        if word and not (pa.types.is_timestamp(kind) or (pa.types.is_date(kind) and word != "hour")):
+        if word == "range":
+            if not pa.types.is_integer(kind) or kind == pa.uint64():
+                raise SpecError(f"partition_by: {partition} needs an integer of at most 63 bits; got {kind}.")
+        elif word and not (pa.types.is_timestamp(kind) or (pa.types.is_date(kind) and word != "hour")):
             raise SpecError(
                 f"partition_by: {word}({partition.column}) needs a timestamp{'' if word == 'hour' else ' or date'}; got {kind}."
             )
@@ -109,13 +112,24 @@ def _codes(batch: pa.RecordBatch, partition: Partition) -> tuple[np.ndarray, lis
     """Per row a small integer, and the text each integer stands for."""
     column, word = batch.column(partition.column), partition.transform
     if word:
-        return _time_codes(column, word)
+        return _range_codes(column, *partition.bounds) if word == "range" else _time_codes(column, word)
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     texts: list[str | None] = [*_texts(coded.dictionary), None]
     if not coded.indices.null_count and not coded.dictionary.null_count and len(texts) == 2:
         return np.zeros(len(column), np.int64), texts[:1]
     codes = pc.fill_null(coded.indices.cast(pa.int64()), len(texts) - 1).to_numpy(zero_copy_only=False)
     return codes, texts
+
+
+def _range_codes(column: pa.Array, start: int, end: int, step: int) -> tuple[np.ndarray, list[str | None]]:
+    """The text of a range is its first number."""
+    numbers = pc.fill_null(column.cast(pa.int64()), start).to_numpy(zero_copy_only=False)
+    inside = (numbers >= start) & (numbers < end)
+    ranges = np.where(inside, (np.where(inside, numbers, start) - start) // step, -1)
+    ranges = np.where(column.is_valid().to_numpy(zero_copy_only=False), ranges, -2)
+    distinct, codes = np.unique(ranges, return_inverse=True)
+    special: dict[int, str | None] = {-1: OUTSIDE, -2: None}
+    return codes.astype(np.int64), [special[n] if n in special else str(start + n * step) for n in distinct.tolist()]
 
 
 def _time_codes(column: pa.Array, word: str) -> tuple[np.ndarray, list[str | None]]:

@@ -104,8 +104,9 @@ def replay(
     if not letters.num_rows:
         return _nothing(found, as_json=as_json)
     from beam_pipelines.cli import dlq_replay
+    from beam_pipelines.spec.secrets import expect_keys
 
-    dlq_replay.expect_keys(found.spec)
+    expect_keys(found.spec)
     asked = dlq_replay.Asked(topic, ignore_stream, dry_run, as_json)
     if into == "stream":
         return dlq_replay.into_stream(found, letters, asked)

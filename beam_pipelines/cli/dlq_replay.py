@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from beam_pipelines.runners.replay_letters import Fate, Planned
     from beam_pipelines.sinks.results import RunResults
     from beam_pipelines.spec.load import LoadedSpec
-    from beam_pipelines.spec.models import PipelineSpec
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,6 @@ class Asked:
     ignore_stream: bool
     dry_run: bool
     as_json: bool
-
-
-def expect_keys(spec: PipelineSpec) -> None:
-    """Raises SpecError where a key is not there that archives, dead letters or masked columns need."""
-    from beam_pipelines.arrow.masking import parse_key
-    from beam_pipelines.spec.secrets import expect_secrets
-
-    raw_key = spec.dead_letters.raw_key if spec.contract.sensitive else None
-    found = expect_secrets({"hmac_key": spec.hmac_reference, "dead_letters.raw_key": raw_key})
-    if raw_key is not None:
-        parse_key(found["dead_letters.raw_key"])
 
 
 def into_batch(found: LoadedSpec, letters: pa.Table, crashed: pa.Table, asked: Asked) -> int:

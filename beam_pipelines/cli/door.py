@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from beam_pipelines.cli.main import leave, run_command
 from beam_pipelines.cli.main import main as verbs
-from beam_pipelines.cli.main import run_command
 from beam_pipelines.errors import SpecError
 
 OURS = (
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     gc.disable()  # as cli.main does
     from beam_pipelines.cli.run import run
 
-    sys.exit(run_command(run, translated, prog_name="python -m beam_pipelines"))
+    leave(run_command(run, translated, prog_name="python -m beam_pipelines"))
 
 
 class _Parser(argparse.ArgumentParser):

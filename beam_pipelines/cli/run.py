@@ -202,8 +202,6 @@ def _stream(found: LoadedSpec, asked: Asked) -> RunResults:
 
     stream.check_stream_runner(asked.runner)
     check_flags(asked.flags)
-    if found.spec.dead_letters.raw_key or not found.spec.contract.sensitive:  # else it is the missing key that must be told
-        _expect_keys(found.spec)
     return stream.stream(
         found,
         stream.Asked(
@@ -215,11 +213,16 @@ def _stream(found: LoadedSpec, asked: Asked) -> RunResults:
 
 def _batch(found: LoadedSpec, asked: Asked) -> Iterator[RunResults]:
     """The record of the run, or those of all runs over new files as they end."""
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # read when Arrow is loaded: it keeps a block's memory for the next
+    from beam_pipelines.runners.lean_beam import import_lean_beam
     from beam_pipelines.runners.options import check_flags, engine_for
+    from beam_pipelines.spec.secrets import expect_keys
 
     engine = engine_for(asked.runner)
     check_flags(asked.flags)
-    _expect_keys(found.spec)
+    expect_keys(found.spec)
+    if not engine.on_flink:
+        import_lean_beam(found, asked.flags)
     from beam_pipelines.cli.headers import header_notes
     from beam_pipelines.cli.progress import watching
     from beam_pipelines.edges import archives_of
@@ -250,18 +253,6 @@ def _args(found: LoadedSpec, asked: Asked) -> dict[str, Any]:
         "spec": found.path, "runner": asked.runner, "parameters": {k: str(v) for k, v in found.parameters.items()},
         "apply_lateness": asked.apply_lateness, "beam_options": list(asked.flags),
     }  # fmt: skip
-
-
-def _expect_keys(spec: PipelineSpec) -> None:
-    """Raises SpecError where a key that workers need is not there: they run on this machine."""
-    from beam_pipelines.spec.secrets import expect_secrets
-
-    raw_key = spec.dead_letters.raw_key if spec.contract.sensitive else None
-    found = expect_secrets({"hmac_key": spec.hmac_reference, "dead_letters.raw_key": raw_key})
-    if raw_key is not None:
-        from beam_pipelines.arrow.masking import parse_key
-
-        parse_key(found["dead_letters.raw_key"])
 
 
 def _report(found: LoadedSpec, asked: Asked, record: RunResults) -> None:

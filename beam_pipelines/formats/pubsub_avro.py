@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from beam_pipelines.formats.avro import AvroReader
+from beam_pipelines.formats.avro import AvroReader, count_records
 from beam_pipelines.formats.reader import FILE, Broken
 from beam_pipelines.places import open_read
 
@@ -81,6 +81,12 @@ def read_file(path: str) -> Iterator[Written | Broken]:
                     position += piece.num_rows
     except OSError as error:
         yield Broken(position, FILE, f"{path}: cannot be read after message {position}: {error}")
+
+
+def count_messages(path: str) -> int:
+    """How many messages a file holds, by its blocks. Raises OSError where it is not there."""
+    with open_read(path) as stream:
+        return count_records(stream)
 
 
 def _written(path: str, piece: pa.RecordBatch, position: int) -> Written | Broken:

@@ -15,14 +15,16 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from beam_pipelines.places.gcs_streams import Reader, Writer
 from beam_pipelines.places.refusing import RefusedError
+
+T = TypeVar("T")
 
 SCHEME = "gs://"
 EMULATOR = "STORAGE_EMULATOR_HOST"
@@ -36,7 +38,7 @@ _STAMPS_S = 5.0
 _stamps: dict[str, tuple[float, dict[str, int]]] = {}
 _stamping = threading.Lock()
 _TOKEN = "beam-pipelines-token"  # noqa: S105  (no secret: who made an object)
-_AT_ONCE = 16  # deletions under way
+_AT_ONCE = 16  # calls of `each` under way
 _PASSING = {408, 429, 500, 502, 503, 504}
 
 
@@ -138,12 +140,22 @@ def delete(path: str) -> None:
 def delete_tree(folder: str) -> None:
     """Deletes all objects below a folder, several at a time."""
     doomed = [listed.path for listed in list_below(folder)]
-    if len(doomed) < 2:
-        for path in doomed:
-            delete(path)
+    for _ in each(delete, [(path,) for path in doomed]):
+        pass
+
+
+def each(do: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+    """What `do` gives for each of the arguments, as it comes; sixteen at a time. What one raises ends it: those under way are waited for, others not begun."""
+    if len(calls) < 2:
+        yield from (do(*call) for call in calls)
         return
-    with ThreadPoolExecutor(min(_AT_ONCE, len(doomed))) as pool:
-        list(pool.map(delete, doomed))
+    with ThreadPoolExecutor(min(_AT_ONCE, len(calls)), thread_name_prefix="gcs") as pool:
+        try:
+            for done in as_completed([pool.submit(do, *call) for call in calls]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def list_files(folder: str) -> list[str]:
@@ -283,7 +295,7 @@ def _anonymous() -> Any:
 
 
 def _widen(made: Any) -> None:
-    """As many connections as deletions at once and readers: by default ten are kept, and others thrown away after one use."""
+    """As many connections as calls at once and readers: by default ten are kept, and others thrown away after one use."""
     from requests.adapters import HTTPAdapter
 
     for scheme in ("https://", "http://"):

@@ -10,11 +10,13 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
 from apache_beam.pipeline import PipelineVisitor
 
+from beam_pipelines.coders import hand_over
 from beam_pipelines.runners import bundle_ends
 from beam_pipelines.runners.portable_job import TEN_YEARS_S, PortableJob, submitted
 from beam_pipelines.runners.prism_binary import find_prism
 from beam_pipelines.runners.prism_process import PrismServer, prism_server
 from beam_pipelines.sources import split_progress
+from beam_pipelines.transforms import keyed_state
 
 # Prism splits a bundle that is slow, a keyed one too, even between two elements of one key; both parts then work on copies of that
 # key's state, and what the first wrote is lost without a word (docs/prism.md). With this experiment it never asks for a split.
@@ -51,6 +53,7 @@ def prism_job(
     program = find_prism(wanted.prism_location, say=say)
     split_progress.install()
     bundle_ends.install()
+    bundle_ends.answer_first()
     with prism_server(program, keep_logs=keep_logs, debug=wanted.prism_log_level == "debug") as server:
         options = prism_options(server, flags)
         pipeline = beam.Pipeline(options=options)
@@ -73,6 +76,22 @@ def run_on_prism(
     """Runs the pipeline that `build` makes on Prism until its sources end. Raises as `prism_job` and `PortableJob.wait` do."""
     with prism_job(build, flags=flags, keep_logs=keep_logs, say=say) as job:
         job.wait()
+
+
+@contextlib.contextmanager
+def state_here() -> Iterator[None]:
+    """Around one job on Prism at a time: what it would hold of ours (rows before a keyed stage, and its state) stays in this process instead.
+
+    All stages run here, each element goes to its stage once, nothing is tried again, and Prism ends with this process: its memory would be a copy of
+    ours that nobody asks for, and every row would be copied several times on its way.
+    """
+    hand_over(True)
+    keyed_state.resident(True)
+    try:
+        yield
+    finally:
+        hand_over(False)
+        keyed_state.resident(False)
 
 
 def quiet_ends(pipeline: beam.Pipeline) -> None:

@@ -39,15 +39,34 @@ def find_prism(location: str | None = None, *, environ: Mapping[str, str] = os.e
     Raises SpecError where a program was named that cannot be used, RunError where every way failed.
     """
     say = say or _to_stderr
-    for origin, named in (("--prism_location", location), (VARIABLE, environ.get(VARIABLE))):
-        if named:
-            return _named(named, origin, say)
+    found = prism_at_hand(location, environ=environ)
+    if found is not None:
+        return found
+    for origin, named in _names(location, environ):
+        return _fetched_by_beam(named, origin, say)
     kept = kept_prism(environ)
-    if not _is_program(kept):
-        with _alone(kept.parent):
-            if not _is_program(kept):  # another process may have made it meanwhile
-                _make(kept, environ, say)
+    with _alone(kept.parent):
+        if not _is_program(kept):  # another process may have made it meanwhile
+            _make(kept, environ, say)
     return kept
+
+
+def prism_at_hand(location: str | None = None, *, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The program that `find_prism` would take; None where it would have to build or fetch one. Raises SpecError where what is named cannot be one."""
+    for origin, named in _names(location, environ):
+        return _named(named, origin)
+    kept = kept_prism(environ)
+    return kept if _is_program(kept) else None
+
+
+def builder(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The Go that would build it; None where there is none, and Beam's download is left."""
+    return shutil.which("go", path=environ.get("PATH"))
+
+
+def _names(location: str | None, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What is named, and by what; the first counts."""
+    yield from ((origin, named) for origin, named in (("--prism_location", location), (VARIABLE, environ.get(VARIABLE))) if named)
 
 
 def kept_prism(environ: Mapping[str, str] = os.environ) -> Path:
@@ -55,10 +74,11 @@ def kept_prism(environ: Mapping[str, str] = os.environ) -> Path:
     return kept_folder(environ) / "prism" / str(BEAM_VERSION) / "prism"
 
 
-def _named(named: str, origin: str, say: Say) -> Path:
+def _named(named: str, origin: str) -> Path | None:
+    """None: Beam has to take it from there."""
     path = Path(named)
     if "://" in named or (path.is_file() and zipfile.is_zipfile(path)):
-        return _fetched_by_beam(named, origin, say)
+        return None
     if _is_program(path):
         return path.resolve()
     wrong = "is a file that cannot be executed" if path.is_file() else "is a directory" if path.is_dir() else "does not exist"
@@ -107,7 +127,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _build(folder: str, environ: Mapping[str, str], say: Say) -> Path:
-    go = shutil.which("go", path=environ.get("PATH"))
+    go = builder(environ)
     if go is None:
         raise RuntimeError("it cannot be built, for there is no Go")
     say(f"Prism: building version {BEAM_VERSION} with Go, once; this takes some minutes")

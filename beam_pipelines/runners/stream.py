@@ -9,6 +9,7 @@ the archive, and a start takes from there what its open windows still need.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import signal
 import threading
@@ -39,7 +40,7 @@ from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, flink_job, 
 from beam_pipelines.runners.in_process import InProcessJob, in_process_job
 from beam_pipelines.runners.options import FLINK, LOOPBACK, Flink
 from beam_pipelines.runners.portable_job import PortableJob
-from beam_pipelines.runners.prism import prism_job
+from beam_pipelines.runners.prism import prism_job, state_here
 from beam_pipelines.runners.prism_binary import find_prism
 from beam_pipelines.sinks import speed_compaction
 from beam_pipelines.sinks.bigquery_append import close_appenders
@@ -60,7 +61,7 @@ from beam_pipelines.sources.lookups import FileLookup, lookups_of, versions_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.placing import placing
-from beam_pipelines.spec.secrets import expect_secrets
+from beam_pipelines.spec.secrets import expect_keys
 from beam_pipelines.transforms import keyed_state
 from beam_pipelines.transforms.prepare import row_program
 from beam_pipelines.transforms.stage import WARNED
@@ -171,8 +172,11 @@ def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[
         with (
             _compacting(spec, run, outputs.archive),
             _pulling(),
+            state_here() if run.engine == _PRISM else contextlib.nullcontext(),
             _running(partial(build, job=job), call, run) as running,
         ):
+            gc.freeze()  # what the start has made stays for good, and is not looked through again
+            gc.enable()
             _supervise(running, call, begun, elsewhere)
             out_s = max((status.out_s for status in pubsub.status()), default=0.0)
     ended = draining.ended_at()
@@ -238,7 +242,7 @@ def outputs_of(spec: PipelineSpec, run: RunInfo) -> StreamOutputs:
             )
         )
     archives = tuple(source_folder(archive_of(source, run.state), source.pubsub) for source in spec.sources.stream)
-    return StreamOutputs(tuple(found), archives)
+    return StreamOutputs(tuple(found), archives, tuple(source.pubsub for source in spec.sources.stream))
 
 
 def _spans(windowing: WindowSpec | None) -> tuple[int, int]:
@@ -251,20 +255,23 @@ def _spans(windowing: WindowSpec | None) -> tuple[int, int]:
 
 def _check(spec: PipelineSpec) -> dict[str, FileLookup]:
     """The lookups, read once."""
-    if spec.contract.sensitive and spec.dead_letters.raw_key is None:
-        raise SpecError(
-            "run --mode stream: the contract has sensitive columns, and a stream keeps raw messages in its archive before it acknowledges them.",
-            hint="Name a key they are sealed with: dead_letters: {raw_key: env:NAME}.",
-        )
-    expect_secrets(
-        {"hmac_key": spec.hmac_reference, "dead_letters.raw_key": spec.dead_letters.raw_key if spec.contract.sensitive else None}
-    )
+    expect_sealed(spec)
+    expect_keys(spec)
     lookups = lookups_of(spec, endless=True)
     for lookup in lookups.values():
         lookup()
     for source in spec.sources.stream:
         row_program(spec, source, lookups)
     return lookups
+
+
+def expect_sealed(spec: PipelineSpec) -> None:
+    """Raises SpecError where a stream would keep sensitive values as they are."""
+    if spec.contract.sensitive and spec.dead_letters.raw_key is None:
+        raise SpecError(
+            "run --mode stream: the contract has sensitive columns, and a stream keeps raw messages in its archive before it acknowledges them.",
+            hint="Name a key they are sealed with: dead_letters: {raw_key: env:NAME}.",
+        )
 
 
 def _run_info(loaded: LoadedSpec, call: StreamCall, engine: str, lookups: Mapping[str, FileLookup], losses: int) -> RunInfo:

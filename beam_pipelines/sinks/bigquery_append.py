@@ -43,10 +43,10 @@ from beam_pipelines.sinks.bigquery_limits import in_known_years, limits
 from beam_pipelines.sinks.bigquery_rows import PSEUDO, changes, proto_rows, sequence_numbers
 from beam_pipelines.sinks.bigquery_schema import Field, fields_of
 from beam_pipelines.sinks.bigquery_tables import ensure_table
-from beam_pipelines.sinks.dead_letters import LABEL, CompleteLetters
+from beam_pipelines.sinks.dead_letters import CompleteLetters
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.write import DEAD, Masking, refused_letters, sql_schema
-from beam_pipelines.spec.sinks import BigQuerySink
+from beam_pipelines.spec.sinks import LETTERS, BigQuerySink
 
 APPENDED, TAKEN = "appended", "taken"
 SPEED = "_speed"
@@ -54,7 +54,7 @@ SPEED = "_speed"
 _WINDOW_START = "_window_start"
 _RAW_BYTES = 8 << 20  # of a letter: a row with more would not fit into a request
 _NOT_WRITTEN = frozenset({RAW, KEY_HASH, RUN_ID, CONTRACT, CHANGE})
-_STAMPED = frozenset({"rows", LABEL})
+_STAMPED = frozenset({"rows", LETTERS})
 Mask = npt.NDArray[np.bool_]
 
 
@@ -86,7 +86,7 @@ class _Settings:
 
     @property
     def upserts(self) -> bool:
-        return self.sink.mode == "upsert" and self.of != LABEL  # a letter has no key: it is appended
+        return self.sink.mode == "upsert" and self.of != LETTERS  # a letter has no key: it is appended
 
     @property
     def table(self) -> str:
@@ -129,11 +129,11 @@ class AppendDeadLettersToBigQuery(beam.PTransform):  # type: ignore[misc]  # Bea
     in the files."""
 
     def __init__(
-        self, sink: BigQuerySink, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None, label: str = LABEL,
+        self, sink: BigQuerySink, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None, label: str = LETTERS,
     ) -> None:  # fmt: skip
         super().__init__()
         self._complete = CompleteLetters(run, contract, raw_key)
-        self._append = AppendToBigQuery(sink, label=label, run=run, of=LABEL)
+        self._append = AppendToBigQuery(sink, label=label, run=run, of=LETTERS)
         self.table = self._append.table
 
     def expand(self, letters: beam.PCollection) -> Appended:
@@ -207,7 +207,7 @@ class _Append(beam.DoFn):  # type: ignore[misc]
     def _outcome(self, batch: pa.RecordBatch, timestamp: Any, refused: Mapping[int, str]) -> Iterator[Any]:
         """What became of a batch. A letter that is refused has no letter: it is in the files."""
         taken = batch
-        if refused and self._settings.of != LABEL:
+        if refused and self._settings.of != LETTERS:
             order = sorted(refused)
             letters = refused_letters(
                 self._settings.label, batch.take(pa.array(order)), [refused[r] for r in order], self._settings.event_time
@@ -272,7 +272,7 @@ class _Append(beam.DoFn):  # type: ignore[misc]
         shown = batch.select(names)
         for name, value in self._settings.constants:
             shown = shown.append_column(name, pa.repeat(pa.scalar(value), batch.num_rows))
-        if self._settings.of == LABEL:
+        if self._settings.of == LETTERS:
             raw = shown.column("raw")
             small = pc.fill_null(pc.less_equal(pc.binary_length(raw), _RAW_BYTES), True)
             shown = shown.set_column(names.index("raw"), "raw", pc.if_else(small, raw, pa.scalar(None, raw.type)))
@@ -317,6 +317,7 @@ class _Table:
             table = ensure_table(
                 rest, settings.table, wanted, partition_by=sink.partition_by, cluster_by=sink.cluster_by, partition_expiration=sink.partition_expiration,
                 require_partition_filter=sink.require_partition_filter, primary_key=settings.key if settings.upserts else (),
+                max_staleness=sink.max_staleness if settings.upserts else None,
             )  # fmt: skip
         finally:
             rest.close()

@@ -1,7 +1,7 @@
 """BigQuery tables: made where they are missing, grown where the rows have more columns, never narrowed. No Beam.
 
 missing       made, with partitions, clusters, primary key; the dataset must be there
-there         columns are added, REQUIRED is relaxed where rows may have none; other partitions or clusters: SinkError
+there         columns are added, REQUIRED is relaxed where rows may have none, `max_staleness` is set; other partitions or clusters: SinkError
 at one time   whoever comes second finds the first one's table, and looks again
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.partition import Partition, by_ingestion, parse_partition
 from beam_pipelines.bigquery_service import patiently, said
 from beam_pipelines.errors import SinkError, SpecError, TransientError, nearest
 from beam_pipelines.pubsub_service import LOG_IN, back_off_s
@@ -22,10 +22,10 @@ from beam_pipelines.sinks.bigquery_schema import REPEATED, Field, evolved, read_
 
 PATIENCE_S = 120.0
 _RACES = 10
+_INTERVAL = re.compile(r"(\d+)-(\d+) (\d+) (\d+):(\d+):(\d+(?:\.\d+)?)")
 _TIMES = {"TIMESTAMP": {"HOUR", "DAY", "MONTH", "YEAR"}, "DATETIME": {"HOUR", "DAY", "MONTH", "YEAR"}, "DATE": {"DAY", "MONTH", "YEAR"}}
 _CLUSTERS = frozenset({"BIGNUMERIC", "BOOLEAN", "DATE", "DATETIME", "GEOGRAPHY", "INTEGER", "NUMERIC", "RANGE", "STRING", "TIMESTAMP"})
 _KEYS = _CLUSTERS - {"GEOGRAPHY", "RANGE"} | {"FLOAT"}
-_RANGE = re.compile(r"range\(\s*(\w+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(\d+)\s*\)")
 
 
 class Table(NamedTuple):
@@ -42,22 +42,18 @@ class Partitions:
 
     unit: str = ""
     column: str = ""
-    range: tuple[int, int, int] = (0, 0, 0)
+    range: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, text: str | None) -> Partitions:
-        """From `day(c)`, `hour(c)`, `month(c)`, `year(c)`, a column of dates, `range(c, start, end, step)`, or `day()` and so on for the time of ingestion."""
-        if not text:
-            return cls()
-        numbers = _RANGE.fullmatch(text.strip())
-        if numbers is not None:
-            start, end, step = (int(n) for n in numbers.groups()[1:])
-            return cls("RANGE", numbers[1], (start, end, step))
-        by_ingestion = re.fullmatch(r"(hour|day|month|year)\(\s*\)", text.strip())
-        if by_ingestion is not None:
-            return cls(by_ingestion[1].upper())
+        """From `day(c)`, `hour(c)`, `month(c)`, `year(c)`, `range(c, start, end, step)`, or `day()` and so on for the time of ingestion.
+
+        Raises SpecError for any other text.
+        """
+        if not text or by_ingestion(text):
+            return cls(by_ingestion(text).upper())
         parsed = parse_partition(text)
-        return cls((parsed.transform or "day").upper(), parsed.column)
+        return cls(parsed.transform.upper(), parsed.column, parsed.bounds)
 
     @classmethod
     def read(cls, api: dict[str, Any]) -> Partitions:
@@ -83,28 +79,26 @@ class Partitions:
         return {"timePartitioning": by_time | ({"expirationMs": str(expiration_micros // 1000)} if expiration_micros else {})}
 
     @property
-    def same_as(self) -> tuple[str, str, tuple[int, int, int]]:
+    def same_as(self) -> tuple[str, str, tuple[int, ...]]:
         """What two have in common that are the same."""
         return self.unit, self.column.lower(), self.range
 
     def __str__(self) -> str:
-        if self.unit == "RANGE":
-            return f"range({self.column}, {', '.join(str(n) for n in self.range)})"
-        return f"{self.unit.lower()}({self.column})" if self.unit else "nothing"
+        return str(Partition(self.unit.lower(), self.column, self.range)) if self.unit else "nothing"
 
 
 def ensure_table(
     client: Any, table: str, fields: Sequence[Field], *, partition_by: str | None = None, cluster_by: Sequence[str] = (), partition_expiration: int | None = None,
-    require_partition_filter: bool = False, primary_key: Sequence[str] = (),
+    require_partition_filter: bool = False, primary_key: Sequence[str] = (), max_staleness: int | None = None,
     patience_s: float = PATIENCE_S, wait: Callable[[float], Any] | None = None,
 ) -> Table:  # fmt: skip
     """The table `PROJECT.DATASET.TABLE`, made or grown so that it takes rows with `fields`; doing it again changes nothing, whoever else does it meanwhile.
 
     `partition_by`: see `Partitions.parse`; `partition_expiration` in microseconds. These, the key and the
-    filter are given to a new table only. Raises SpecError where columns do not fit partitions, clusters or key; SinkError where there is no such dataset, no permission,
+    filter are given to a new table only; `max_staleness` (microseconds; None: as it is) also to one that is there. Raises SpecError where columns do not fit partitions, clusters or key; SinkError where there is no such dataset, no permission,
     a column has another type, or an existing table is partitioned, clustered or keyed otherwise; TransientError where BigQuery does not answer for `patience_s`.
     """
-    wanted = _Wanted(table, tuple(fields), Partitions.parse(partition_by), tuple(cluster_by), tuple(primary_key))
+    wanted = _Wanted(table, tuple(fields), Partitions.parse(partition_by), tuple(cluster_by), tuple(primary_key), max_staleness)
     wanted.check()
     options = wanted.partitions.api(partition_expiration)
     if require_partition_filter and options:
@@ -140,6 +134,7 @@ class _Wanted:
     partitions: Partitions
     clusters: tuple[str, ...]
     key: tuple[str, ...]
+    staleness: int | None = None
 
     def check(self) -> None:
         """Raises SpecError where the columns do not fit."""
@@ -161,11 +156,6 @@ class _Wanted:
             raise SpecError(
                 f"{self.table}: partition_by {self.partitions}: column {column.name!r} is {column.sql}; expected {' or '.join(sorted(expected))}."
             )
-        start, end, step = self.partitions.range
-        if unit == "RANGE" and not (start < end and step > 0):
-            raise SpecError(
-                f"{self.table}: partition_by {self.partitions}: expected range(column, start, end, step) with start < end and step > 0."
-            )
 
     def _column(self, kinds: dict[str, Field], name: str, word: str) -> Field:
         found = kinds.get(name.lower())
@@ -183,13 +173,18 @@ def _one_try(client: Any, wanted: _Wanted, options: dict[str, Any]) -> Table | N
         _compare(wanted, api)
     has = _fields(api or {})
     needs = evolved(has, wanted.fields, where=wanted.table)
-    if api is not None and needs == has:
+    changes: dict[str, Any] = {} if needs == has else {"schema": {"fields": [f.api() for f in needs]}}
+    if wanted.staleness is not None and wanted.staleness != _staleness(api or {}):
+        changes["maxStaleness"] = _interval(wanted.staleness)
+    if api is not None and not changes:
         return Table(has)
     try:
-        return Table(_create(client, wanted, options), made=True) if api is None else Table(_grow(client, api, needs), grown=True)
+        return (
+            Table(_create(client, wanted, options), made=True) if api is None else Table(_change(client, api, changes), grown=needs != has)
+        )
     except ClientError:  # 409 and 412 mostly; a table that looks otherwise now says the same
         again = _described(client, wanted.table)
-        if again is None or (api is not None and _fields(again) == has):
+        if again is None or (api is not None and (_fields(again), _staleness(again)) == (has, _staleness(api))):
             raise
         return None
 
@@ -217,6 +212,8 @@ def _create(client: Any, wanted: _Wanted, options: dict[str, Any]) -> tuple[Fiel
         api["clustering"] = {"fields": list(wanted.clusters)}
     if wanted.key:
         api["tableConstraints"] = {"primaryKey": {"columns": list(wanted.key)}}
+    if wanted.staleness is not None:
+        api["maxStaleness"] = _interval(wanted.staleness)
     try:
         return _fields(client.create_table(bigquery.Table.from_api_repr(api), retry=None, timeout=60).to_api_repr())
     except NotFound as error:
@@ -226,12 +223,29 @@ def _create(client: Any, wanted: _Wanted, options: dict[str, Any]) -> tuple[Fiel
         ) from error
 
 
-def _grow(client: Any, api: dict[str, Any], fields: tuple[Field, ...]) -> tuple[Field, ...]:
+def _change(client: Any, api: dict[str, Any], changes: dict[str, Any]) -> tuple[Field, ...]:
     """The table as it was read carries its version, so a change that another made meanwhile is not undone."""
     from google.cloud import bigquery
 
-    table = bigquery.Table.from_api_repr({**api, "schema": {"fields": [f.api() for f in fields]}})
-    return _fields(client.update_table(table, ["schema"], retry=None, timeout=60).to_api_repr())
+    names = {"schema": "schema", "maxStaleness": "max_staleness"}
+    table = bigquery.Table.from_api_repr({**api, **changes})
+    return _fields(client.update_table(table, [names[name] for name in changes], retry=None, timeout=60).to_api_repr())
+
+
+def _interval(micros: int) -> str:
+    """The REST API's text of an interval: years-months days hours:minutes:seconds."""
+    seconds, rest = divmod(micros, 1_000_000)
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    return f"0-0 {days} {hours % 24}:{minutes % 60}:{seconds % 60}{f'.{rest:06d}' if rest else ''}"
+
+
+def _staleness(api: dict[str, Any]) -> int | None:
+    """A table's `maxStaleness` in microseconds; a month has 30 days, as where BigQuery compares intervals. None: it has none."""
+    found = _INTERVAL.fullmatch(str(api.get("maxStaleness") or ""))
+    if found is None:
+        return None
+    years, months, days, hours, minutes = (int(n) for n in found.groups()[:5])
+    return ((((years * 12 + months) * 30 + days) * 24 + hours) * 60 + minutes) * 60_000_000 + round(float(found[6]) * 1e6)
 
 
 def _fields(api: dict[str, Any]) -> tuple[Field, ...]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from beam_pipelines.arrow.ranges import Range, minus, partition_range, union
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import exists, join, list_files, list_folders
+from beam_pipelines.places import each, exists, join, list_files, list_folders
 from beam_pipelines.sinks.manifest import Change, Committed, LiveFile, Merge, Snapshot
 from beam_pipelines.sinks.run import Clock, Output, RunInfo
 from beam_pipelines.sinks.superseded import letters_after
@@ -124,9 +124,14 @@ def _lies_in(partition: str, clock: Clock, where: Range) -> bool:
 
 def _lying(output: Output, scope: set[str] | None) -> Iterator[str]:
     """Files of ours in the replaced partitions, known or left over. Raises SinkError for files of others."""
-    for partition in sorted(_partitions(output, "", 0)) if scope is None else sorted(scope):
-        folder = join(output.path, partition)
-        yield from (_below(partition, n) for n in _refuse_foreign(output, folder, partition) if _OURS.fullmatch(n))
+    looked = [(output, partition) for partition in sorted(_partitions(output, "", 0) if scope is None else scope)]
+    for ours in each(output.path, _ours, looked):
+        yield from ours
+
+
+def _ours(output: Output, partition: str) -> list[str]:
+    names = _refuse_foreign(output, join(output.path, partition), partition)
+    return [_below(partition, name) for name in names if _OURS.fullmatch(name)]
 
 
 def _partitions(output: Output, below: str, depth: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import delete, delete_tree, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
+from beam_pipelines.places import delete, delete_tree, each, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.changes import change_of, check_layout
 from beam_pipelines.sinks.claims import claim, holders, release, stale
@@ -72,15 +72,20 @@ def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
             pass
         known = manifest.snapshots(run.state, {o.name: o.path for o in outputs})
         for output in outputs:
-            check_layout(output, known.get(output.name))
-            if output.table is not None:
-                from beam_pipelines.sinks.load_jobs import reach
-
-                reach(output.table)
+            check_output(output, known.get(output.name))
             _sweep(output, run)
     except BaseException:
         release(outputs, run)
         raise
+
+
+def check_output(output: Output, known: Snapshot | None) -> None:
+    """Raises SinkError where an output is laid out in another way than its files, or its table's dataset cannot be reached. `known`: the output as it is."""
+    check_layout(output, known)
+    if output.table is not None:
+        from beam_pipelines.sinks.load_jobs import reach
+
+        reach(output.table)
 
 
 def abandon(outputs: Sequence[Output], run: RunInfo) -> None:
@@ -131,8 +136,8 @@ def commit_steps(work: Work) -> Iterator[str]:
 def carry_out(state: str, decided: Commit) -> Iterator[str]:
     """Makes a decided commit real; repeating it from the start at any point gives the same."""
     for name, change in decided.changes.items():
-        for source, target in change.moves:
-            move(source, target)
+        top = decided.snapshots[name].folder
+        for _ in each(top, move, change.moves):
             yield f"move {name}"
         if change.merge is not None:
             _merge(change.merge)
@@ -142,10 +147,7 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
 
             load(change.loading)
             yield f"load {name}"
-        top = decided.snapshots[name].folder
-        for path in change.deletes:
-            delete(path)
-            prune_folders(parent(path), top)
+        for _ in each(top, _drop, [(path, top) for path in change.deletes]):
             yield f"delete {name}"
     write_run(state, decided.record)
     yield "record"
@@ -153,6 +155,11 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
     manifest.forget_old(state)
     forget_inventories(state, decided.number, decided.inventory)
     yield "done"
+
+
+def _drop(path: str, top: str) -> None:
+    delete(path)
+    prune_folders(parent(path), top)
 
 
 def _recover(run: RunInfo, outputs: Sequence[Output]) -> Iterator[str]:

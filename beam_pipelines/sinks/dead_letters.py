@@ -24,9 +24,7 @@ from beam_pipelines.sinks.parquet import LoadedEncoder, ParquetEncoder
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.text import TextEncoder
 from beam_pipelines.sinks.write import Write, Written, layout_of
-from beam_pipelines.spec.sinks import ParquetSink, TextSink
-
-LABEL = "dead_letters"
+from beam_pipelines.spec.sinks import LETTERS, ParquetSink, TextSink
 
 
 class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -38,10 +36,10 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no 
 
     def __init__(
         self, sink: ParquetSink | TextSink | None = None, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None,
-        text_format: Literal["csv", "jsonl"] = "jsonl", label: str = LABEL, table: Table | None = None,
+        text_format: Literal["csv", "jsonl"] = "jsonl", label: str = LETTERS, table: Table | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        sink = sink or ParquetSink(path=join(run.state, LABEL))
+        sink = sink or ParquetSink(path=join(run.state, LETTERS))
         self.complete = CompleteLetters(run, contract, raw_key)
         self.write = _parquet(sink, run, label, table) if isinstance(sink, ParquetSink) else _text(sink, run, label, text_format)
         self.output: Output = self.write.output
@@ -59,7 +57,7 @@ def _parquet(sink: ParquetSink, run: RunInfo, label: str, table: Table | None) -
             hint="Leave partition_by out.",
         )
     by = (parse_partition("run_id"),)
-    output = Output(label, LABEL, sink.path, "parquet", ("run_id",), "runs", table=table)
+    output = Output(label, LETTERS, sink.path, "parquet", ("run_id",), "runs", table=table)
     how = (sink.compression, sink.compression_level, sink.dictionary, sink.statistics, ("event_time", "arrival_time"))
     layout = layout_of(output, run, by=by, provenance=False, target_file_bytes=sink.target_file_bytes)
     if table is None:
@@ -70,7 +68,7 @@ def _parquet(sink: ParquetSink, run: RunInfo, label: str, table: Table | None) -
 
 def _text(sink: TextSink, run: RunInfo, label: str, text_format: Literal["csv", "jsonl"]) -> Write:
     zipped = sink.compression == "gzip" or sink.path.endswith(".gz")
-    output = Output(label, LABEL, sink.path, text_format, gzip=zipped)
+    output = Output(label, LETTERS, sink.path, text_format, gzip=zipped)
     return Write(output, layout=layout_of(output, run, provenance=False), encoder=TextEncoder(output.format, zipped, not output.single))  # type: ignore[arg-type]
 
 

@@ -26,8 +26,8 @@ from beam_pipelines.sinks.changes import INPROGRESS
 GROUP_ROWS = 122_880  # DuckDB's own row group: its readers parallelise over them
 GROUP_BYTES = 32 << 20
 BUFFERED_BYTES = 96 << 20
-_DIRECTORY_TYPES = {"day": pa.date32(), "hour": pa.string(), "month": pa.string(), "year": pa.int64()}
-"""What readers make of a directory's value: `2013-01-01` is a date, `2013-01` and `2013-01-01-05` stay text."""
+_DIRECTORY_TYPES = {"day": pa.date32(), "hour": pa.string(), "month": pa.string(), "year": pa.int64(), "range": pa.string()}
+"""What readers make of a directory's value: `2013-01-01` is a date, `2013-01` and `2013-01-01-05` stay text, as ranges do, of which one may be a word."""
 
 
 class FileWriter(Protocol):

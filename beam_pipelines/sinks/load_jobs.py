@@ -25,7 +25,7 @@ from beam_pipelines.places import open_read
 from beam_pipelines.pubsub_service import back_off_s
 from beam_pipelines.sinks.bigquery_encoding import loadable
 from beam_pipelines.sinks.bigquery_schema import Field
-from beam_pipelines.sinks.bigquery_tables import ensure_table, fits_table
+from beam_pipelines.sinks.bigquery_tables import Partitions, ensure_table, fits_table
 from beam_pipelines.sinks.loads import Load, Loading, Table
 
 AT_ONCE = 8
@@ -172,9 +172,12 @@ class _Job:
     def _layout(self, bigquery: Any) -> dict[str, Any]:
         """Of a whole table, which a job would make anew, its partitions and clusters are said again."""
         table = self.loading.table
+        api = Partitions.parse(table.partition_by).api(table.expiration)
         by: dict[str, Any] = {}
-        if table.unit:
-            by["time_partitioning"] = bigquery.TimePartitioning(type_=table.unit.upper(), field=table.column)
+        if "timePartitioning" in api:
+            by["time_partitioning"] = bigquery.TimePartitioning.from_api_repr(api["timePartitioning"])
+        if "rangePartitioning" in api:
+            by["range_partitioning"] = bigquery.RangePartitioning(_properties=api["rangePartitioning"])
         if table.cluster_by:
             by["clustering_fields"] = list(table.cluster_by)
         return by

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from beam_pipelines.arrow.ranges import partition_range, partition_value
+from beam_pipelines.arrow.partition import OUTSIDE, Partition
+from beam_pipelines.arrow.ranges import Range, partition_range, partition_value
 from beam_pipelines.sinks.bigquery_schema import Field, fields_of
 
-UNDATED = "__NULL__"
-"""The partition of rows without a time."""
+NULL = "__NULL__"
+"""The partition of rows without a value to partition by."""
+YEARS = Range(-315_619_200_000_000, 5_995_814_400_000_000)
+"""1960 to 2159: rows of other times are in no partition of time, but in `OUTSIDE`."""
 
 
 class Table(msgspec.Struct, frozen=True):
-    """The table of an output. `name` is PROJECT.DATASET.TABLE; `column` and `unit` (hour, day, month, year) are what it is partitioned by, "" by nothing.
+    """The table of an output. `name` is PROJECT.DATASET.TABLE; `column` and `unit` (hour, day, month, year, or range with its `bounds`) are what it is partitioned by, a unit alone by the time
+    of ingestion, "" by nothing.
 
     `required` and `descriptions` are of its columns, `expiration` of its partitions in microseconds. Columns in `folders` stand in names of folders only, and are none of the table's.
     """
@@ -23,6 +27,7 @@ class Table(msgspec.Struct, frozen=True):
     name: str
     column: str = ""
     unit: str = ""
+    bounds: tuple[int, ...] = ()
     cluster_by: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     descriptions: dict[str, str] = {}
@@ -38,7 +43,7 @@ class Table(msgspec.Struct, frozen=True):
 
     @property
     def partition_by(self) -> str | None:
-        return f"{self.unit}({self.column})" if self.unit else None
+        return str(Partition(self.unit, self.column, self.bounds)) if self.unit else None
 
     def fields(self, columns: Sequence[tuple[str, str]]) -> tuple[Field, ...]:
         """Its columns, of an output with these names and SQL types. Raises SpecError where BigQuery has no such name or type."""
@@ -46,13 +51,20 @@ class Table(msgspec.Struct, frozen=True):
         return fields_of(own, required=self.required, descriptions=self.descriptions)
 
     def decorator(self, partition: str) -> str:
-        """What names the partition in which the files of the folder `partition` belong: `20130101`; "" for all of the table."""
-        if not self.unit:
+        """What names the partition in which the files of the folder `partition` belong: `20130101`, or the first number of a range; "" for all of the table.
+
+        That is also all of one by the time of ingestion: when a row was loaded is no property of the row, so a run could not find its partition again.
+        """
+        if not self.column:
             return ""
+        if self.unit == "range":
+            value = partition.partition("=")[2]
+            return value if value == OUTSIDE or value.lstrip("-").isdigit() else NULL  # the directory of NULLs
         found = partition_range(partition, self.folders[0], self.unit)
         if found is None:
-            return UNDATED
-        return partition_value(found.start, self.unit).replace("-", "")
+            return NULL
+        inside = YEARS.start <= found.start < YEARS.end
+        return partition_value(found.start, self.unit).replace("-", "") if inside else OUTSIDE
 
 
 @dataclass(frozen=True)

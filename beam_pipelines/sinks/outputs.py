@@ -37,10 +37,11 @@ class SpeedOutput(msgspec.Struct, frozen=True):
 
 
 class StreamOutputs(msgspec.Struct, frozen=True):
-    """All outputs of a stream, and the archive of its raw messages."""
+    """All outputs of a stream, and the archive of its raw messages: a folder for each of its `sources`."""
 
     outputs: tuple[SpeedOutput, ...]
     archive: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 def write_outputs(state: str, outputs: StreamOutputs) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.partition import Partition, by_ingestion, parse_partition
 from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
 from beam_pipelines.sinks.bigquery_append import AppendDeadLettersToBigQuery, AppendToBigQuery
-from beam_pipelines.sinks.dead_letters import LABEL, WriteDeadLetters
+from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.labels import labels_of, text_format
 from beam_pipelines.sinks.loads import Table
 from beam_pipelines.sinks.parquet import WriteParquet
@@ -19,7 +19,7 @@ from beam_pipelines.sinks.tombstones import tombstones_of
 from beam_pipelines.sinks.write import Masking, Write
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.secrets import resolve_secret
-from beam_pipelines.spec.sinks import ParquetSink, Sink
+from beam_pipelines.spec.sinks import LETTERS, ParquetSink, Sink
 
 
 def writes_of(spec: PipelineSpec, run: RunInfo) -> list[Write]:
@@ -27,7 +27,7 @@ def writes_of(spec: PipelineSpec, run: RunInfo) -> list[Write]:
     return [
         _write(spec, sink, label, run)
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ != LABEL and sink.pubsub is None
+        if sink.from_ != LETTERS and sink.pubsub is None
     ]
 
 
@@ -39,7 +39,7 @@ def publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: int | No
             event_time=spec.contract.event_time if sink.from_ == "rows" else "_window_start", key=spec.contract.key,
         )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ != LABEL and sink.pubsub is not None
+        if sink.from_ != LETTERS and sink.pubsub is not None
     ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def letter_publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: i
     return [
         PublishDeadLetters(sink.pubsub, run=run, contract=spec.contract, raw_key=key, label=label, published_before=published_before)
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ == LABEL and sink.pubsub is not None
+        if sink.from_ == LETTERS and sink.pubsub is not None
     ]
 
 
@@ -63,7 +63,7 @@ def appends_of(spec: PipelineSpec, run: RunInfo) -> dict[str, AppendToBigQuery]:
             required=table.required, descriptions=table.descriptions,
         )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ != LABEL and sink.bigquery is not None and (table := _table(spec, sink)) is not None
+        if sink.from_ != LETTERS and sink.bigquery is not None and (table := _table(spec, sink)) is not None
     }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def letter_appends_of(spec: PipelineSpec, run: RunInfo) -> dict[str, AppendDeadL
     return {
         label: AppendDeadLettersToBigQuery(sink.bigquery, run=run, contract=spec.contract, raw_key=key, label=label)
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ == LABEL and sink.bigquery is not None
+        if sink.from_ == LETTERS and sink.bigquery is not None
     }
 
 
@@ -96,7 +96,7 @@ def letter_writes_of(spec: PipelineSpec, run: RunInfo) -> list[WriteDeadLetters]
             table=_table(spec, sink),
         )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
-        if sink.from_ == LABEL and sink.pubsub is None
+        if sink.from_ == LETTERS and sink.pubsub is None
     ]
     return found or [WriteDeadLetters(run=run, contract=spec.contract, raw_key=key)]
 
@@ -141,14 +141,15 @@ def _table(spec: PipelineSpec, sink: Sink) -> Table | None:
     bigquery = sink.bigquery
     if bigquery is None:
         return None
-    by = parse_partition(bigquery.partition_by) if bigquery.partition_by else None
+    unit = by_ingestion(bigquery.partition_by)
+    by = Partition(unit, "") if unit else parse_partition(bigquery.partition_by or "")
     columns = spec.contract.columns if sink.from_ == "rows" else {}
     return Table(
-        bigquery.table, column=by.column if by else "", unit=by.transform if by else "", cluster_by=bigquery.cluster_by,
+        bigquery.table, column=by.column, unit=by.transform, bounds=by.bounds, cluster_by=bigquery.cluster_by,
         required=tuple(name for name, column in columns.items() if column.required and name in _as_conformed(spec)),
         descriptions={name: column.description for name, column in columns.items() if column.description},
         expiration=bigquery.partition_expiration, require_partition_filter=bigquery.require_partition_filter, location=bigquery.location,
-        endpoint=bigquery.endpoint, folders=(by.name,) if by else (),
+        endpoint=bigquery.endpoint, folders=(by.name,) if by.column else (),
     )  # fmt: skip
 
 

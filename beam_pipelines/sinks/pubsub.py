@@ -31,14 +31,14 @@ from beam_pipelines.arrow.masking import mask_columns
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, CONTRACT, KEY_HASH, POSITION, PROVENANCE_NAMES, RAW, RUN_ID, SOURCE
 from beam_pipelines.errors import SinkError
 from beam_pipelines.pubsub_service import Topic, where
-from beam_pipelines.sinks.dead_letters import LABEL, CompleteLetters
+from beam_pipelines.sinks.dead_letters import CompleteLetters
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.publishing import Publisher
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.speed import DOOR, Stored
 from beam_pipelines.sinks.text import json_objects, plain_text
 from beam_pipelines.sinks.write import COUNTS, DEAD, Masking, Written, refused_letters
-from beam_pipelines.spec.sinks import PubsubSink
+from beam_pipelines.spec.sinks import LETTERS, PubsubSink
 
 PUBLISHED = "published"
 _ROWS = 20_000  # rows turned into text at once
@@ -99,12 +99,12 @@ class PublishDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships n
     """Completes, masks and publishes dead letters; raw bytes of more than 4 MB are left out. Gives what `Publish` gives."""
 
     def __init__(
-        self, sink: PubsubSink, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None, label: str = LABEL,
+        self, sink: PubsubSink, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None, label: str = LETTERS,
         published_before: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._complete = CompleteLetters(run, contract, raw_key)
-        self._publish = Publish(sink, label=label, run=run, of=LABEL, published_before=published_before)
+        self._publish = Publish(sink, label=label, run=run, of=LETTERS, published_before=published_before)
         self.output = self._publish.output
 
     def expand(self, letters: beam.PCollection) -> Written | Stored:
@@ -168,7 +168,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
         """Counts of a batch, and letters of what was refused of it. A letter that is refused has no letter: it is in the files."""
         name = self._messages.output.name
         lost: dict[str, int] = {}
-        if refused and self._messages.output.of != LABEL:
+        if refused and self._messages.output.of != LETTERS:
             order = sorted(refused)
             rows = batch.take(pa.array(order))
             lost = rows_by_source(rows)
@@ -213,7 +213,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
     def _data(self, shown: pa.RecordBatch) -> list[bytes]:
         columns = [n for n in shown.schema.names if n not in _NOT_WRITTEN or self._messages.output.of != "rows"]
         content = shown.select(columns)
-        if self._messages.output.of == LABEL:
+        if self._messages.output.of == LETTERS:
             raw = content.column("raw")
             small = pc.fill_null(pc.less_equal(pc.binary_length(raw), _RAW_BYTES), True)
             content = content.set_column(columns.index("raw"), "raw", pc.if_else(small, raw, pa.scalar(None, raw.type)))
@@ -228,7 +228,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
     def _attributes(self, batch: pa.RecordBatch, shown: pa.RecordBatch) -> dict[str, list[str | None]]:
         """Each attribute's values, row by row; None is no attribute."""
         of = self._messages.output.of
-        own = _OF_ROWS if of == "rows" else _OF_LETTERS if of == LABEL else _OF_PANES
+        own = _OF_ROWS if of == "rows" else _OF_LETTERS if of == LETTERS else _OF_PANES
         found: dict[str, list[str | None]] = {"output": [self._messages.output.name] * batch.num_rows}
         found |= {name: plain_text(batch.column(c)).to_pylist() for name, c in own.items() if c in batch.schema.names}
         gone = _gone(batch)

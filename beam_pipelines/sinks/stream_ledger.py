@@ -14,6 +14,9 @@ Then its newest pass counts, alone. Only rows that left by several doors are loo
     dead ─▶ sent again ─▶ written                  written
     dead and written in one pass                   left twice: a fault
 
+An archive that a Cloud Storage subscription wrote is counted by the blocks of its files, and no row of it is known: `read` is what they hold, at least what left. What they hold
+more is not through, or was written twice by Pub/Sub, which nobody can tell; so it is no `open` row, and no fault.
+
 Where retention has deleted something, what arrived since counts: of that nothing is gone (`deletions.complete_since`).
 """
 
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -29,7 +33,8 @@ import msgspec
 
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.arrow.schema import STORED_AT
-from beam_pipelines.places import join, list_files, list_folders, read_bytes, size
+from beam_pipelines.formats import pubsub_avro
+from beam_pipelines.places import holds, join, list_files, list_folders, read_bytes, size
 from beam_pipelines.places.sql import gone, reading
 from beam_pipelines.sinks.deletions import complete_since
 from beam_pipelines.sinks.epochs import Start, stream_folder
@@ -41,6 +46,7 @@ from beam_pipelines.sinks.speed_views import AT_AGGREGATE, doors_scan, letters_s
 
 _AT_SINK = "write"
 _MOST_NAMED = 10
+_FILES_AT_ONCE = 8
 _READ, _DEAD, _DUPLICATE, _FILTERED, _FIRST_SINK = 1, 2, 4, 8, 4  # the last is the number of a bit
 
 
@@ -112,14 +118,29 @@ def _ledger(state: str, outputs: StreamOutputs) -> StreamLedger:
     if several and _newest_pass(connection, state, outputs, sinks, several):
         found = _sets(connection)
     late = connection.execute(_late_sql(outputs)).fetchall()
-    sources = sorted({source for source, *_ in found})
-    lines = tuple(_line(source, sinks, {doors: n for s, doors, n in found if s == source}, late) for source in sources)
+    archived = _archived(state, outputs)
+    sources = sorted({source for source, *_ in found} | archived.keys())
+    lines = tuple(
+        _line(source, sinks, {doors: n for s, doors, n in found if s == source}, late, archived.get(source, 0)) for source in sources
+    )
     open_rows = Counter[str]()
     for source, doors, n in found:
         open_rows[source] += n if doors & _READ and sinks.missing(doors) else 0
     lost = _named(connection, sinks, [doors for _, doors, _ in found if doors & _READ and sinks.missing(doors)])
     twice = _named(connection, sinks, [doors for _, doors, _ in found if len(sinks.exits(doors)) > 1])
     return StreamLedger(lines, dict(open_rows), lost, twice, dict(connection.execute(_REASONS).fetchall()))
+
+
+def _archived(state: str, outputs: StreamOutputs) -> dict[str, int]:
+    """By source, how many messages lie in files of a Cloud Storage subscription; without those that were closed before what retention has deleted."""
+    since = complete_since(state)
+    found: dict[str, int] = {}
+    with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="count") as pool:
+        for folder, source in zip(outputs.archive, outputs.sources, strict=False):  # a stream of an older version named no sources
+            if holds(folder, pubsub_avro.SUFFIX):
+                files = [path for path in _files(folder, pubsub_avro.SUFFIX) if since is None or pubsub_avro.may_hold(path, since)]
+                found[source] = sum(pool.map(pubsub_avro.count_messages, files))
+    return found
 
 
 def _sets(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
@@ -165,7 +186,9 @@ class _Sinks:
         return [name for name in self.names if not doors & (self.written(name) | self.refused(name))]
 
 
-def _line(source: str, sinks: _Sinks, counts: Mapping[int, int], late: Sequence[tuple[str, str, int]]) -> Line:
+def _line(source: str, sinks: _Sinks, counts: Mapping[int, int], late: Sequence[tuple[str, str, int]], archived: int) -> Line:
+    """`archived` are messages of which only the number is known."""
+
     def rows(door: int) -> int:
         return sum(n for doors, n in counts.items() if doors & door)
 
@@ -174,7 +197,7 @@ def _line(source: str, sinks: _Sinks, counts: Mapping[int, int], late: Sequence[
         name: sum(n for doors, n in counts.items() if doors & sinks.refused(name) and not doors & _DUPLICATE) for name in sinks.names
     }
     return Line(
-        source, rows(_READ), rows(_DEAD), rows(_DUPLICATE), rows(_FILTERED), written, {name: n for name, n in refused.items() if n},
+        source, max(archived, sum(counts.values())) if archived else rows(_READ), rows(_DEAD), rows(_DUPLICATE), rows(_FILTERED), written, {name: n for name, n in refused.items() if n},
         late={name: n for s, name, n in late if s == source},
     )  # fmt: skip
 
@@ -301,12 +324,12 @@ def _stored_output(state: str, output: SpeedOutput, ledger: StreamLedger) -> Out
     else:
         sql = f"SELECT count(*) FROM ({speed_sql(state, output)})"
         rows = int(reading(duckdb.connect(":memory:"), sql).execute(sql).fetchall()[0][0])
-    files = list(_files(output.folder))
+    files = list(_files(output.folder, ".parquet"))
     partitions = sorted({path.removeprefix(output.folder).strip("/").rpartition("/")[0] for path in files} - {""})
     return OutputResult(output.name, output.of, output.folder, "parquet", rows, len(files), size(files), tuple(partitions), status="stored")
 
 
-def _files(folder: str) -> Iterator[str]:
-    yield from (join(folder, name) for name in list_files(folder) if name.endswith(".parquet"))
+def _files(folder: str, ending: str) -> Iterator[str]:
+    yield from (join(folder, name) for name in list_files(folder) if name.endswith(ending))
     for name in list_folders(folder):
-        yield from _files(join(folder, name))
+        yield from _files(join(folder, name), ending)

@@ -26,10 +26,10 @@ from beam_pipelines.sinks.bigquery_schema import Field
 from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.run import Output, RunInfo, staging_of
+from beam_pipelines.spec.sinks import LETTERS
 
 DEAD, COUNTS = "dead", "counts"
 FILE, SCHEMA = "file", "schema"
-LETTERS = "dead_letters"
 
 
 class Written(NamedTuple):

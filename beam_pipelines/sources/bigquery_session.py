@@ -241,9 +241,7 @@ def _routing(field: str, value: str) -> list[tuple[str, str]]:
 def _answer(source: BigQueryTable, at: str, job: str, patience_s: float) -> str:
     """The table that holds the answer of the query: PROJECT.DATASET.TABLE."""
     service = client(source.payer, where(source.endpoint), who=at, error=SourceError, location=source.location)
-    planned = _patiently(partial(_planned, service, source), at, patience_s)
-    if planned.statement_type not in (None, "SELECT"):
-        raise SpecError(f"{at}: got a statement of kind {planned.statement_type}; expected one SELECT.", hint="Nothing was run.")
+    planned = check_query(source, at, service=service, patience_s=patience_s)
     location = source.location or planned.location  # outside of the US and the EU, a job is only found where it is
     said = ""
     for attempt in range(_JOB_TRIES):
@@ -264,8 +262,17 @@ def _answer(source: BigQueryTable, at: str, job: str, patience_s: float) -> str:
     raise TransientError(f"{at}: BigQuery broke the query off {_JOB_TRIES} times: {said}.", hint="Run again later.")
 
 
+def check_query(source: BigQueryTable, at: str, *, service: Any = None, patience_s: float = PATIENCE_S) -> Any:
+    """The query as a job that is not run. Raises SpecError where BigQuery does not understand it or it is no SELECT, else as `open_session`."""
+    asked = service or client(source.payer, where(source.endpoint), who=at, error=SourceError, location=source.location)
+    planned = _patiently(partial(_planned, asked, source), at, patience_s)
+    if planned.statement_type not in (None, "SELECT"):
+        raise SpecError(f"{at}: got a statement of kind {planned.statement_type}; expected one SELECT.", hint="Nothing was run.")
+    return planned
+
+
 def _planned(service: Any, source: BigQueryTable) -> Any:
-    """A job that is not run: BigQuery tells what kind of statement the query is, and where it would run."""
+    """BigQuery tells what kind of statement the query is, and where it would run."""
     from google.cloud.bigquery import QueryJobConfig
 
     config = QueryJobConfig(dry_run=True)

@@ -137,15 +137,17 @@ def close(timeout_s: float = 10.0) -> None:
         puller.close(timeout_s)
 
 
-def check_subscription(source: PubsubSource, *, patience_s: float = 10.0) -> None:
-    """Raises what is wrong with the subscription, before a job starts.
+def check_subscription(source: PubsubSource, *, patience_s: float = 10.0) -> int | None:
+    """Raises what is wrong with the subscription, before a job starts; gives its own ack deadline in seconds, None where this account may pull but not look.
 
     SpecError: google-cloud-pubsub is missing. SourceError: no credentials, no such subscription, no permission to pull, or one that is
     delivered elsewhere (push, BigQuery, Cloud Storage). TransientError: nothing answers within `patience_s`.
     """
     service = Subscription(source.pubsub, where(source.endpoint))
     try:
-        _pullable(service, _patiently(service, patience_s))
+        described = _patiently(service, patience_s)
+        _pullable(service, described)
+        return None if described is None else int(described.ack_deadline_seconds)
     finally:
         service.close()
 

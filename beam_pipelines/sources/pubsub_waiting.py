@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from beam_pipelines.arrow.concat import concat
 
-ENOUGH_ROWS, ENOUGH_BYTES = 20_000, 16 << 20
+ENOUGH_ROWS, ENOUGH_BYTES = 60_000, 16 << 20
 
 
 class Parcel(NamedTuple):

@@ -18,7 +18,7 @@ from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
-from beam_pipelines.spec.secrets import absent_here, check_reference
+from beam_pipelines.spec.secrets import absent_here, check_reference, secrets_of
 from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, BigQuerySource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
@@ -246,8 +246,8 @@ def _notes_of_secrets(spec: PipelineSpec) -> list[str]:
     notes = []
     if spec.hmac_key is None and spec.hmac_reference is not None:
         notes.append(f"hmac_key is not set: workers take the key for sensitive columns from {spec.hmac_reference}, and fail without it.")
-    for place, ref in (("hmac_key", spec.hmac_reference), ("dead_letters.raw_key", spec.dead_letters.raw_key)):
-        why = absent_here(ref) if ref is not None and check_reference(ref) is None else None
+    for place, ref in secrets_of(spec).items():
+        why = absent_here(ref) if check_reference(ref) is None else None
         if why is not None:
             notes.append(f"{place}: {ref}: {why}; a run on this machine would stop before it starts.")
     return notes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.expressions import family
 from beam_pipelines.arrow.measures import parse_measure, result_type
-from beam_pipelines.arrow.partition import check_name, parse_partition
+from beam_pipelines.arrow.partition import Partition, by_ingestion, check_name, parse_partition
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.check_contract import check_zone
 from beam_pipelines.spec.check_places import check_places
@@ -16,9 +15,8 @@ from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import PROVENANCE, Scope
-from beam_pipelines.spec.sinks import BigQuerySink, ParquetSink, PubsubSink, Sink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, BigQuerySink, ParquetSink, PubsubSink, Sink
 
-ROWS, DEAD_LETTERS = "rows", "dead_letters"
 DEAD_LETTER_COLUMNS: dict[str, str | None] = {
     "source": "VARCHAR", "position": "BIGINT", "stage": "VARCHAR", "reason": "VARCHAR", "message": "VARCHAR",
     "failures": 'STRUCT("name" VARCHAR, "column" VARCHAR, "message" VARCHAR)[]', "raw": "BLOB", "raw_format": "VARCHAR",
@@ -29,17 +27,20 @@ PANE_COLUMNS: dict[str, str | None] = {
     "_window_start": "TIMESTAMP", "_window_end": "TIMESTAMP", "_pane": "VARCHAR", "_pane_index": "BIGINT", "_epoch": "BIGINT",
 }  # fmt: skip
 ATTRIBUTES_OF: dict[str, tuple[str, ...]] = {
-    ROWS: ("output", "source", "position", "arrival_time", "change"), DEAD_LETTERS: ("output", "source", "position", "stage", "reason"),
+    ROWS: ("output", "source", "position", "arrival_time", "change"), LETTERS: ("output", "source", "position", "stage", "reason"),
     "panes": ("output", "pane", "index", "epoch"),
 }  # fmt: skip
 """What messages of each output say of themselves."""
+MAX_PARTITIONS = 10_000
+"""Of a BigQuery table."""
+_INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"})
 _LEVELS = {"zstd": (1, 22), "gzip": (1, 9)}
 
 
 def check_aggregate(scope: Scope, path: Path, spec: AggregateSpec, pipeline: PipelineSpec) -> dict[str, str | None]:
     """Checks an aggregate; gives its output columns, without those every pane has."""
     document = scope.document
-    if path[-1] in (ROWS, DEAD_LETTERS):
+    if path[-1] in (ROWS, LETTERS):
         document.problem(path, f"an aggregate cannot be called {path[-1]!r}: that is an output of every pipeline", key=True)
     _check_time(scope, path, spec, pipeline)
     scope.all_known((*path, "group_by"), spec.group_by)
@@ -100,7 +101,7 @@ def _measure_type(scope: Scope, path: Path, text: str) -> str | None:
 def check_sinks(scope: Scope, pipeline: PipelineSpec, outputs: Mapping[str, Mapping[str, str | None]]) -> None:
     """Checks every sink against the columns of the output it takes; `outputs` are the aggregates' columns by name."""
     document = scope.document
-    known = {**outputs, ROWS: scope.columns, DEAD_LETTERS: DEAD_LETTER_COLUMNS}
+    known = {**outputs, ROWS: scope.columns, LETTERS: DEAD_LETTER_COLUMNS}
     taken: dict[str, int] = {}
     for i, sink in enumerate(pipeline.sinks):
         path: Path = ("sinks", i)
@@ -142,13 +143,11 @@ def _check_table(document: Document, path: Path, table: str, before: Sequence[Si
 
 def _check_bigquery(scope: Scope, path: Path, sink: Sink, bigquery: BigQuerySink, pipeline: PipelineSpec) -> None:
     own = _own_columns(sink, pipeline)
-    if bigquery.partition_by is not None:
+    if bigquery.partition_by is not None and not by_ingestion(bigquery.partition_by):
         at = (*path, "partition_by")
-        _check_partition(scope, at, bigquery.partition_by, own, set(), pipeline, rows=sink.from_ == ROWS)
-        if re.fullmatch(r"\s*\w+\(.*\)\s*", bigquery.partition_by) is None:
-            scope.document.problem(
-                at, f"got {bigquery.partition_by!r}; expected day(c), hour(c), month(c) or year(c): BigQuery partitions by time"
-            )
+        by = _check_partition(scope, at, bigquery.partition_by, own, set(), pipeline, rows=sink.from_ == ROWS)
+        if by is not None:
+            _check_partitions(scope.document, path, by, bigquery)
     for name in ("partition_expiration", "require_partition_filter"):
         if getattr(bigquery, name) and bigquery.partition_by is None:
             scope.document.problem((*path, name), "the table has no partitions; write partition_by")
@@ -157,21 +156,47 @@ def _check_bigquery(scope: Scope, path: Path, sink: Sink, bigquery: BigQuerySink
             kind = {**own, **scope.columns}[name]
             if kind is not None and (family(kind) in ("nested", "binary") or kind in ("DOUBLE", "FLOAT", "TIME")):
                 scope.document.problem((*path, "cluster_by", i), f"column {name!r} has type {kind}, by which BigQuery does not cluster")
-    if sink.from_ == DEAD_LETTERS and bigquery.partition_by is not None:
+    if sink.from_ == LETTERS and bigquery.partition_by is not None:
         scope.document.problem((*path, "partition_by"), "dead letters are kept by run, and their table has no partitions; leave it out")
+    _check_upsert(scope, path, sink, bigquery, pipeline)
+
+
+def _check_upsert(scope: Scope, path: Path, sink: Sink, bigquery: BigQuerySink, pipeline: PipelineSpec) -> None:
+    if bigquery.mode != "upsert":
+        if bigquery.max_staleness is not None:
+            scope.document.problem(
+                (*path, "max_staleness"),
+                f"is of tables that changes are applied to, and the mode is {bigquery.mode}; write mode: upsert",
+            )
+        return
     order = pipeline.deduplicate.order_by if pipeline.deduplicate is not None else None
-    if bigquery.mode == "upsert" and sink.from_ == ROWS and order in scope.columns and family(scope.columns[order] or "") == "text":
+    if sink.from_ == ROWS and order in scope.columns and family(scope.columns[order] or "") == "text":
         text = f"upsert needs a number or a moment by which the newest version is known; deduplicate.order_by is {order!r}, a text"
         scope.document.problem((*path, "mode"), text)
-    if bigquery.mode == "upsert" and sink.from_ == DEAD_LETTERS:
+    if sink.from_ == LETTERS:
         scope.document.problem((*path, "mode"), "dead letters have no key to upsert by")
-    if bigquery.mode == "upsert" and sink.from_ == ROWS and not pipeline.contract.key:
+    if sink.from_ == ROWS and not pipeline.contract.key:
         scope.document.problem((*path, "mode"), "upsert needs contract.key: it is what the newest version of a row is known by")
+
+
+def _check_partitions(document: Document, path: Path, by: Partition, bigquery: BigQuerySink) -> None:
+    """What files can be cut by and tables cannot."""
+    at = (*path, "partition_by")
+    if not by.transform:
+        expected = "expected day(c), hour(c), month(c) or year(c), or range(c, start, end, step) of an integer"
+        document.problem(at, f"got {bigquery.partition_by!r}; {expected}: a table is not partitioned by plain values")
+    if by.transform == "range":
+        start, end, step = by.bounds
+        count = -(-(end - start) // step)
+        if count > MAX_PARTITIONS:
+            document.problem(at, f"{by} makes {count:,} partitions; a BigQuery table takes {MAX_PARTITIONS:,}. Choose a wider step")
+        if bigquery.partition_expiration is not None:
+            document.problem((*path, "partition_expiration"), f"partitions of numbers have no age, and partition_by is {by}")
 
 
 def _check_pubsub(scope: Scope, path: Path, sink: Sink, pubsub: PubsubSink, pipeline: PipelineSpec) -> None:
     """Attributes and the ordering key are plain columns that are written, under names that are free."""
-    own = {} if sink.from_ in (ROWS, DEAD_LETTERS) else PANE_COLUMNS
+    own = {} if sink.from_ in (ROWS, LETTERS) else PANE_COLUMNS
     taken = ATTRIBUTES_OF.get(sink.from_, ATTRIBUTES_OF["panes"])
     places: list[tuple[Path, str]] = [((*path, "attributes", name), column) for name, column in pubsub.attributes.items()]
     places += [((*path, "ordering_key"), pubsub.ordering_key)] if pubsub.ordering_key is not None else []
@@ -208,23 +233,28 @@ def _own_columns(sink: Sink, pipeline: PipelineSpec) -> Mapping[str, str | None]
     """What an output has besides its own columns."""
     if sink.from_ == ROWS:
         return PROVENANCE if (sink.provenance or pipeline.provenance) == "on" else {}
-    return {} if sink.from_ == DEAD_LETTERS else PANE_COLUMNS
+    return {} if sink.from_ == LETTERS else PANE_COLUMNS
 
 
 def _check_partition(
     scope: Scope, path: Path, text: str, own: Mapping[str, str | None], names: set[str], pipeline: PipelineSpec, *, rows: bool
-) -> None:
+) -> Partition | None:
+    """The partition that `text` is; None where it is none, or of no column."""
     document = scope.document
     try:
         partition = parse_partition(text)
         check_name(partition)
     except SpecError as error:
-        return document.problem(path, str(error))
+        document.problem(path, str(error))
+        return None
     if not scope.known(path, partition.column, also=own):
         return None
     kind = {**own, **scope.columns}[partition.column]
     shown = f"column {partition.column!r} has type {kind}"
-    if partition.transform and kind is not None and family(kind) != "date":
+    if partition.transform == "range":
+        if kind is not None and kind not in _INTEGERS:
+            document.problem(path, f"{shown}; expected an integer of at most 63 bits for range(…)")
+    elif partition.transform and kind is not None and family(kind) != "date":
         document.problem(path, f"{shown}; expected TIMESTAMP or DATE for {partition.transform}(…)")
     elif partition.transform == "hour" and kind == "DATE":
         document.problem(path, f"{shown}, which has no hours; write day({partition.column})")
@@ -238,4 +268,4 @@ def _check_partition(
     column = pipeline.contract.columns.get(partition.column)
     if rows and column is not None and column.sensitive in ("drop", "redact"):
         document.problem(path, f"column {partition.column!r} is sensitive ({column.sensitive}): it cannot name a directory")
-    return None
+    return partition

@@ -6,8 +6,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beam_pipelines.errors import RunError, SpecError, TransientError
+
+if TYPE_CHECKING:
+    from beam_pipelines.spec.models import PipelineSpec
 
 _SHAPES = {
     "env": re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*"),
@@ -65,6 +69,22 @@ def expect_secrets(references: Mapping[str, str | None]) -> dict[str, bytes]:
         except RunError as error:
             raise SpecError(f"{place}: {error.message}", hint=error.hint or "Nothing was run.") from None
     return found
+
+
+def secrets_of(spec: PipelineSpec) -> dict[str, str]:
+    """The references of the secrets that workers need, by the place in the spec that names each."""
+    raw_key = spec.dead_letters.raw_key if spec.contract.sensitive else None
+    named = {"hmac_key": spec.hmac_reference, "dead_letters.raw_key": raw_key}
+    return {place: ref for place, ref in named.items() if ref is not None}
+
+
+def expect_keys(spec: PipelineSpec) -> None:
+    """Raises SpecError where a key is missing, or is none, that the archive, dead letters or masked columns need; TransientError where a service did not answer."""
+    raw_key = expect_secrets(secrets_of(spec)).get("dead_letters.raw_key")
+    if raw_key is not None:
+        from beam_pipelines.arrow.masking import parse_key  # `validate` does without Arrow
+
+        parse_key(raw_key)
 
 
 def _from_env(name: str) -> bytes:

@@ -9,13 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from beam_pipelines.arrow.durations import Micros
 from beam_pipelines.arrow.model import Model
+from beam_pipelines.arrow.partition import by_ingestion
 
 
 class ParquetSink(Model):
     """Parquet files in hive layout, replaced by whole partitions."""
 
     path: str = Field(description="The directory.")
-    partition_by: tuple[str, ...] = Field((), description="Columns or day(c), hour(c), month(c), year(c); days are UTC.")
+    partition_by: tuple[str, ...] = Field(
+        (), description="Columns or day(c), hour(c), month(c), year(c), range(c, start, end, step); days are UTC."
+    )
     replace: Literal["partitions", "all"] = Field(
         "partitions", description="What a batch run replaces: the partitions it wrote, or everything."
     )
@@ -78,7 +81,8 @@ class BigQuerySink(Model):
         description="How a stream appends: by the default stream, repeats possible after a failure; by offsets, so that a repeated request adds nothing; or by key, the newest version wins.",
     )
     partition_by: str | None = Field(
-        None, description="day(c), hour(c), month(c) or year(c) of a timestamp or date. A batch run replaces the partitions it wrote."
+        None,
+        description="day(c), hour(c), month(c) or year(c) of a timestamp or date, or range(c, start, end, step) of an integer: a batch run replaces the partitions it wrote. day(), hour(), month() or year(): by the time of ingestion; a batch run replaces the whole table.",
     )
     cluster_by: tuple[str, ...] = Field((), max_length=4, description="Up to four columns by which the table is sorted.")
     replace: Literal["partitions", "all"] = Field(
@@ -86,6 +90,11 @@ class BigQuerySink(Model):
     )
     partition_expiration: Micros | None = Field(None, gt=0, description="After how long a partition of a new table is deleted.")
     require_partition_filter: bool = Field(False, description="Whether queries of a new table must name its partitions.")
+    max_staleness: Micros | None = Field(
+        None,
+        gt=0,
+        description="Of `mode: upsert`: how old the answer to a query may be, so that it need not apply the latest changes itself; default: as the table has it, a new one none.",
+    )
     location: str | None = Field(None, description="Where load jobs run; default: where the dataset is.")
     endpoint: str | None = Field(
         None,
@@ -104,12 +113,13 @@ class BigQuerySink(Model):
 
     @property
     def files(self) -> ParquetSink:
-        """The files that are loaded."""
-        return ParquetSink(
-            path=self.path or f"bigquery/{self.table}", partition_by=(self.partition_by,) if self.partition_by else (), replace=self.replace
-        )
+        """The files that are loaded; those of a table by the time of ingestion have no partitions."""
+        by = () if self.partition_by is None or by_ingestion(self.partition_by) else (self.partition_by,)
+        return ParquetSink(path=self.path or f"bigquery/{self.table}", partition_by=by, replace=self.replace)
 
 
+ROWS, LETTERS = "rows", "dead_letters"
+"""Outputs that every pipeline has; others are called as their aggregate."""
 DESTINATIONS = ("parquet", "csv", "jsonl", "pubsub", "bigquery")
 
 

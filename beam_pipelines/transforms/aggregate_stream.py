@@ -41,11 +41,11 @@ from beam_pipelines.arrow.schema import CHANGE
 from beam_pipelines.arrow.stream_partials import Arrivals, Arrived, arrivals, has_changes, made_by, refuse_endless, taken_back
 from beam_pipelines.arrow.window_panes import DAY, Fired, Shard
 from beam_pipelines.arrow.windowing import instants
-from beam_pipelines.coders import RecordBatchCoder
+from beam_pipelines.coders import RecordBatchCoder, keyed_batches
 from beam_pipelines.errors import RunError
 from beam_pipelines.transforms.aggregate_counts import counts_of
-from beam_pipelines.transforms.keyed_state import recall, remember
-from beam_pipelines.transforms.stage import COUNTS, DEAD, TARGET_ROWS
+from beam_pipelines.transforms.keyed_state import KEYED_ROWS, is_resident, recall, remember
+from beam_pipelines.transforms.stage import COUNTS, DEAD
 
 SHARDS = 2
 """Part of the format of state: another number would look for groups where they are not. Few, for each has fixed costs per bundle and timer."""
@@ -84,7 +84,7 @@ def stream_aggregate(
     """The panes of an unbounded PCollection of RecordBatches. Raises SpecError without windows."""
     refuse_endless(spec, name=name)
     outputs = {DEAD: pa.RecordBatch, COUNTS: Count}
-    arrive = beam.ParDo(Arrive(spec, streaming, name, time, time_zone)).with_output_types(tuple[int, pa.RecordBatch], **outputs)
+    arrive = beam.ParDo(Arrive(spec, streaming, name, time, time_zone)).with_output_types(keyed_batches(), **outputs)
     show = beam.ParDo(ShowWindows(spec, streaming, name)).with_output_types(pa.RecordBatch, **outputs)
     arrived = rows | "GlobalWindow" >> beam.WindowInto(GlobalWindows()) | "Arrive" >> arrive.with_outputs(DEAD, COUNTS, main="kept")
     shown = arrived.kept | "OpenWindows" >> show.with_outputs(DEAD, COUNTS, main="panes")
@@ -105,7 +105,7 @@ class Arrive(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         self._engine = Engine()
 
     def start_bundle(self) -> None:
-        self._waiting, self._stamp = Pending(target_rows=2 * TARGET_ROWS), MAX_TIMESTAMP
+        self._waiting, self._stamp = Pending(target_rows=2 * KEYED_ROWS), MAX_TIMESTAMP
 
     def process(self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
         if not self._waiting.fits(batch):
@@ -265,7 +265,7 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
 
     def _read(self, shard: int, log: Any) -> _Held | None:
         """What the log says, in the order in which it was written."""
-        records = sorted((_record(blob) for blob in log.read()), key=lambda r: int(r[0]["number"]))
+        records = sorted((_record(blob) for blob in (() if is_resident() else log.read())), key=lambda r: int(r[0]["number"]))
         if not records:
             return None
         held = self._new(shard, records[0][1].schema)
@@ -281,23 +281,29 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
         return held
 
     def _log(self, held: _Held, log: Any, head: dict[str, Any], batch: pa.RecordBatch | None = None) -> int:
-        blob = _blob({**head, "number": held.number}, held.label, batch)
-        log.add(blob)
+        blob = b"" if is_resident() else _blob({**head, "number": held.number}, held.label, batch)
+        if blob:
+            log.add(blob)
         held.number += 1
         held.logged += len(blob)
         return len(blob)
 
     def _keep(self, shard: int, held: _Held, log: Any, token: Any, due: Any) -> None:
+        if not is_resident():
+            self._rewrite(held, log)
+        at = held.windows.due()
+        if at is not None:
+            self._wake(held, due, at)
+        remember(self._stage, shard, token, held)
+
+    def _rewrite(self, held: _Held, log: Any) -> None:
+        """Replaces the log by what is open, where that is worth it."""
         size = held.windows.nbytes
         worth_it = held.logged > max(_MOST_LOGGED, 2 * held.dumped) and held.logged > 2 * size
         if worth_it or (held.windows.empty and held.logged >= size):
             log.clear()
             held.dumped = sum(self._log(held, log, {"do": "load"}, batch) for batch in held.windows.dump())
             held.logged = 0
-        at = held.windows.due()
-        if at is not None:
-            self._wake(held, due, at)
-        remember(self._stage, shard, token, held)
 
     def _wake(self, held: _Held, due: Any, at: int) -> None:
         """Sets the timer for `at`, or, where the sources are past that already, for where they are: one firing for all windows up to there.

@@ -34,8 +34,10 @@ from beam_pipelines.arrow.duplicates import CONTENT, KEY, ORDER, TIME, Compariso
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, KEY_HASH, POSITION, PROVENANCE_NAMES, SOURCE, UTC_MICROS
+from beam_pipelines.coders import keyed_batches
+from beam_pipelines.transforms.keyed_state import KEYED_ROWS
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
-from beam_pipelines.transforms.stage import COUNTS, TARGET_ROWS
+from beam_pipelines.transforms.stage import COUNTS
 
 UNJUDGED = "unjudged"
 BEYOND_HORIZON = "beyond_horizon"
@@ -46,7 +48,7 @@ _LEAST = -(2**63)
 
 def unbounded(rows: beam.PCollection, how: Comparison, lateness: int) -> tuple[beam.PCollection, beam.PCollection]:
     """(rows with `_change`, counts) of an endless PCollection of batches; `how.within` is set. `lateness` in microseconds."""
-    digested = rows | "Digest" >> beam.ParDo(DigestRows(how, lateness)).with_output_types(tuple[int, pa.RecordBatch])
+    digested = rows | "Digest" >> beam.ParDo(DigestRows(how, lateness)).with_output_types(keyed_batches())
     judged = digested | "Judge" >> beam.ParDo(Remember(ByRule(how, lateness))).with_output_types(pa.RecordBatch, counts=Count).with_outputs(
         COUNTS, main="rows"
     )
@@ -151,13 +153,13 @@ class ByRule:
 
 
 class Waiting:
-    """Batches of a bundle until they are worth their fixed cost: about TARGET_ROWS, with the earliest of their timestamps."""
+    """Batches of a bundle until they are worth their fixed cost: about KEYED_ROWS, with the earliest of their timestamps."""
 
     def __init__(self) -> None:
-        self._pending, self._since = Pending(target_rows=2 * TARGET_ROWS), MAX_TIMESTAMP.micros
+        self._pending, self._since = Pending(target_rows=2 * KEYED_ROWS), MAX_TIMESTAMP.micros
 
     def add(self, batch: pa.RecordBatch, micros: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-        for piece in slices(batch, target_rows=2 * TARGET_ROWS):
+        for piece in slices(batch, target_rows=2 * KEYED_ROWS):
             if not self._pending.fits(piece):
                 yield self._take()
             if piece.num_rows:

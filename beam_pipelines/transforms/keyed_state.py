@@ -7,6 +7,9 @@ Beam hands state over as bytes at every bundle; decoding a large state each time
 
 and trusts its memory only where both tokens are equal: a retried bundle, another worker, a restored checkpoint bring another token, and
 the value is read from the bag again. The token is random, never a counter: two histories could count alike.
+
+Prism keeps state in memory, in a process that ends with this one, tries no bundle again and gives a key to no other worker: what it would hold
+is a copy of what is here. There (`resident(True)`) memory is the state, and neither bag nor token is written.
 """
 
 from __future__ import annotations
@@ -16,9 +19,27 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+KEYED_ROWS = 60_000
+"""Rows of a bundle that go to keyed state together: a bucket or shard has fixed costs for each batch, a SELECT among them."""
+
 _MOST = 1_024  # keys remembered by a process; a key that falls out is read from its state again
 _lock = threading.Lock()
 _known: OrderedDict[tuple[str, Any], tuple[bytes, Any]] = OrderedDict()
+_resident = threading.Event()
+
+
+def resident(on: bool) -> None:
+    """Whether memory is the state from now on; forgets all. One such job at a time in a process."""
+    forget()
+    if on:
+        _resident.set()
+    else:
+        _resident.clear()
+
+
+def is_resident() -> bool:
+    """Whether what is remembered is all there is, and nothing needs to be written."""
+    return _resident.is_set()
 
 
 def recall(stage: str, key: Any, token: Any) -> Any | None:
@@ -26,7 +47,7 @@ def recall(stage: str, key: Any, token: Any) -> Any | None:
 
     The caller owns what it gets: it may change it, and must `remember` it again, or a failed bundle's changes would stay.
     """
-    named = token.read()
+    named = b"" if is_resident() else token.read()
     with _lock:
         found = _known.pop((stage, key), None)
     return found[1] if found is not None and found[0] == named else None
@@ -34,12 +55,13 @@ def recall(stage: str, key: Any, token: Any) -> Any | None:
 
 def remember(stage: str, key: Any, token: Any, value: Any) -> None:
     """Remembers `value` under a new token, which it writes to state; call it after the bag was written."""
-    named = secrets.token_bytes(8)
-    token.write(named)
+    named = b"" if is_resident() else secrets.token_bytes(8)
+    if named:
+        token.write(named)
     with _lock:
         _known[(stage, key)] = (named, value)
         _known.move_to_end((stage, key))
-        while len(_known) > _MOST:
+        while named and len(_known) > _MOST:
             _known.popitem(last=False)
 
 

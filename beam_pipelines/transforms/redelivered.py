@@ -15,7 +15,7 @@ from beam_pipelines.arrow.copies import Identities, identity_words
 from beam_pipelines.arrow.duplicates import TIME
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.schema import KEY_HASH, POSITION, SOURCE
-from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.coders import keyed_batches
 from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.deduplicate_stream import Waiting, arrivals, in_global_window, stamped
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
@@ -47,7 +47,7 @@ class DropRedelivered(beam.PTransform):  # type: ignore[misc]  # Beam ships no t
             return stage
         first = (
             rows
-            | "Identify" >> beam.ParDo(_Identify()).with_output_types(tuple[int, pa.RecordBatch])
+            | "Identify" >> beam.ParDo(_Identify()).with_output_types(keyed_batches())
             | "Judge" >> beam.ParDo(Remember(_ByIdentity(self._horizon))).with_output_types(pa.RecordBatch)
         )
         if not counts:

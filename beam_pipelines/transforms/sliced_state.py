@@ -29,7 +29,7 @@ from beam_pipelines.arrow.concat import slices
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.coders import RecordBatchCoder
 from beam_pipelines.errors import SpecError
-from beam_pipelines.transforms.keyed_state import recall, remember
+from beam_pipelines.transforms.keyed_state import is_resident, recall, remember
 
 BUCKETS = 4
 """Keys of state, by bits of a hash: few, because a bundle and its state have fixed costs; more than one, for several workers."""
@@ -116,10 +116,10 @@ class Remember(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
 
     def _held(self, bucket: int, token: Any, state: Sequence[Any]) -> Any:
         known = recall(self._stage, bucket, token)
-        return self._memory.load([list(cell.read()) for cell in state]) if known is None else known
+        return self._memory.load([() if is_resident() else list(cell.read()) for cell in state]) if known is None else known
 
     def _keep(self, bucket: int, held: Sliced, token: Any, state: Sequence[Any], timer: Any) -> None:
-        for cell, anew, piece in held.save():
+        for cell, anew, piece in () if is_resident() else held.save():
             if anew:
                 state[cell].clear()
             if piece is not None:

@@ -1,6 +1,6 @@
 """J1's events as an endless source inside the process: message batches made beforehand, handed out as the Pub/Sub source hands out pulls.
 
-answers of N messages ─▶ joined to elements of 20,000 (what `sources.pubsub_waiting` does) ─▶ bundles of 4 elements or half a second
+answers of N messages ─▶ joined to elements of 60,000 (what `sources.pubsub_waiting` does) ─▶ bundles of 8 elements or half a second
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from apache_beam.coders import Coder, PickleCoder
 from apache_beam.io.unbounded_source import CheckpointMark, ReadFromUnboundedSource, UnboundedReader, UnboundedSource
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
-from beam_pipelines import back_pressure, draining
+from beam_pipelines import arrival_clock, back_pressure, draining
 from beam_pipelines.arrow.schema import MESSAGES, UTC_MICROS, as_archived, of_source, provenance
 from beam_pipelines.coders import RecordBatchCoder
 from beam_pipelines.sources import split_progress
@@ -110,7 +110,9 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
         if self._at == len(self._feed.arrivals):
             draining.end(int(self._feed.arrivals[-1]))  # windows that are open then are `drained`
             return MAX_TIMESTAMP
-        return Timestamp(micros=int(self._feed.arrivals[self._at]))
+        micros = int(self._feed.arrivals[self._at])
+        arrival_clock.tell("bench", micros)  # as the Pub/Sub source does
+        return Timestamp(micros=micros)
 
     def get_checkpoint_mark(self) -> _Mark:
         return _Mark(self._at)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.partition import OUTSIDE, parse_partition
 from beam_pipelines.arrow.partitioning import check_partitions, directory, encode_value, refusal, split
 from beam_pipelines.errors import SpecError
 from tests.laws import share
@@ -84,6 +84,28 @@ def test_days_before_1970_and_dates_and_civil_times() -> None:
     dates = pa.record_batch({"at": pa.array([date(1969, 12, 31)]), "t": pa.array([datetime(2013, 3, 31, 2, 30)], pa.timestamp("us"))})
     assert split(dates, BY_DAY)[0].values == ("1969-12-31",)
     assert split(dates, [parse_partition("month(at)"), parse_partition("day(t)")])[0].values == ("1969-12", "2013-03-31")
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.integers(-9, 30)), min_size=1, max_size=40), st.integers(1, 7))
+def test_a_range_holds_the_numbers_from_its_first_to_the_next(numbers: list[int | None], step: int) -> None:
+    rows = pa.record_batch({"n": pa.array(numbers, pa.int64())})
+    found = {p.values[0]: p.rows.column("n").to_pylist() for p in split(rows, [parse_partition(f"range(n, -5, 20, {step})")])}
+    assert sorted(map(str, numbers)) == sorted(str(n) for held in found.values() for n in held)
+    for value, held in found.items():
+        if value is None:
+            assert set(held) == {None}
+        elif value == OUTSIDE:
+            assert all(not -5 <= n < 20 for n in held)
+        else:
+            assert (int(value) + 5) % step == 0
+            assert all(int(value) <= n < min(int(value) + step, 20) for n in held)
+
+
+def test_a_range_is_of_integers_that_a_table_has() -> None:
+    rows = pa.schema([("n", pa.uint64()), ("small", pa.uint32())])
+    check_partitions([parse_partition("range(small, 0, 10, 5)")], rows)
+    with pytest.raises(SpecError, match=r"range\(n, 0, 10, 5\) needs an integer of at most 63 bits; got uint64"):
+        check_partitions([parse_partition("range(n, 0, 10, 5)")], rows)
 
 
 def test_values_that_are_no_directory_are_refused_with_a_reason() -> None:

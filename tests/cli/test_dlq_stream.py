@@ -19,7 +19,7 @@ from beam_pipelines.sources.pubsub_messages import AS_POSITION, AS_SOURCE
 from tests.cli.conftest import Call
 from tests.conftest import ROOT
 from tests.prism import prism_program
-from tests.pubsub_servers import PubsubServer, connected
+from tests.pubsub_servers import PubsubServer, broker_process
 
 SPEC = """spec: 1
 pipeline: readings
@@ -45,14 +45,8 @@ sinks:
 @pytest.fixture(scope="module")
 def server() -> Iterator[PubsubServer]:
     """The embedded broker in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.testing.broker"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield from connected(process.stdout.readline().strip(), project="demo-project")
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
+    with broker_process() as found:
+        yield found
 
 
 def message(number: int, at: str, *, sensor: str = "a", arrived: str | None = None, **more: str) -> dict[str, Any]:

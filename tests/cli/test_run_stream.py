@@ -16,7 +16,7 @@ from beam_pipelines.runners.prism_binary import VARIABLE
 from tests.cli.conftest import Call
 from tests.conftest import ROOT
 from tests.prism import prism_program
-from tests.pubsub_servers import PubsubServer, connected
+from tests.pubsub_servers import PubsubServer, broker_process
 
 SPEC = """spec: 1
 pipeline: readings
@@ -45,14 +45,8 @@ AT = "2024-05-01T10:00:00Z"
 @pytest.fixture(scope="module")
 def server() -> Iterator[PubsubServer]:
     """The embedded broker in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.testing.broker"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield from connected(process.stdout.readline().strip(), project="demo-project")
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
+    with broker_process() as found:
+        yield found
 
 
 @pytest.fixture

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.pubsub_servers import PubsubServer, connected
+from tests.pubsub_servers import PubsubServer, broker_process
 
 
 @pytest.fixture
 def own_broker() -> Iterator[PubsubServer]:
     """The embedded broker in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.testing.broker"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield from connected(process.stdout.readline().strip(), project="demo-project")
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
+    with broker_process() as found:
+        yield found

@@ -63,7 +63,7 @@ def test_the_broker_and_the_checkpoint_store_go_away_and_come_back(own_flink_clu
         ):
             job.hears("acknowledged", timeout_s=120)
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(20)
+            time.sleep(60)
             os.kill(pid, signal.SIGCONT)
             assert job.process.poll() is None, job.text
             with no_checkpoints(cluster):

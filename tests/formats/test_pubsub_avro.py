@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from beam_pipelines.formats.pubsub_avro import _COLUMNS, LATEST_MICROS, Written, _written, begun_micros, may_hold, read_file
+from beam_pipelines.formats.pubsub_avro import _COLUMNS, LATEST_MICROS, Written, _written, begun_micros, count_messages, may_hold, read_file
 from beam_pipelines.formats.reader import FILE, Broken
 from tests.formats.pubsub_files import Message, write_file
 
@@ -47,6 +47,15 @@ def test_a_cut_file_gives_its_whole_blocks_and_one_broken(tmp_path: Path, cut: f
     assert last.position == kept
 
 
+@pytest.mark.parametrize("codec", ["null", "deflate"])
+def test_blocks_say_how_many_messages_there_are(tmp_path: Path, codec: str) -> None:
+    path = write_file(tmp_path / "a.avro", messages(2_000), sync_interval=1_000, codec=codec)
+    assert count_messages(str(path)) == 2_000
+    path.write_bytes(path.read_bytes()[:-30])
+    assert count_messages(str(path)) == sum(len(piece.ids) for piece in read_file(str(path)) if isinstance(piece, Written)) < 2_000
+    assert count_messages(str(write_file(tmp_path / "none.avro", []))) == 0
+
+
 @pytest.mark.parametrize("content", [b"not avro", b"Obj\x01", b"\x00" * 100])
 def test_what_is_no_avro_is_broken(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.avro"
@@ -54,6 +63,7 @@ def test_what_is_no_avro_is_broken(tmp_path: Path, content: bytes) -> None:
     (broken,) = read_file(str(path))
     assert isinstance(broken, Broken)
     assert broken.reason == FILE
+    assert count_messages(str(path)) == 0
 
 
 def test_a_file_without_metadata_says_what_the_subscription_needs(tmp_path: Path) -> None:

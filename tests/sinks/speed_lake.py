@@ -89,7 +89,14 @@ class Speed:
         """What stores to an output; from now on the stream has it."""
         parquet = ParquetSink(path=str(self.folder / name), partition_by=tuple(by), **sink)
         write = WriteParquet(parquet, label=name, run=self.run, provenance=provenance, of=of)
-        self._know(name, of, write.output.speed, ("g",) if of not in ("rows", "dead_letters") else (), provenance, tuple(p.name for p in write.writing.layout.by))
+        self._know(
+            name,
+            of,
+            write.output.speed,
+            ("g",) if of not in ("rows", "dead_letters") else (),
+            provenance,
+            tuple(p.name for p in write.writing.layout.by),
+        )
         return WriteSpeed(write, self.run).writing
 
     def letter_writing(self, name: str = "dead_letters") -> Writing:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.errors import SinkError
@@ -18,6 +18,7 @@ from beam_pipelines.sinks.bigquery_limits import ROW_BYTES, in_known_years, limi
 from beam_pipelines.sinks.bigquery_rows import CHANGE_TYPE, PSEUDO, SEQUENCE, changes, message_class, proto_rows, sequence_numbers
 from beam_pipelines.sinks.bigquery_schema import Field, fields_of
 from beam_pipelines.sinks.write import sql_schema
+from tests.laws import share
 
 UTC = dt.UTC
 times = st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999_999))
@@ -76,8 +77,8 @@ def received(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.ipc.read_record_batch(pa.py_buffer(rows_bytes(batch)), schema)
 
 
+@share(50)
 @given(batches())
-@settings(max_examples=200, deadline=None)
 def test_values_arrive_as_they_are_in_types_that_the_service_takes(batch: pa.RecordBatch) -> None:
     sent = received(wire(batch, fields_of(sql_schema(batch.schema))))
     assert sent.schema.names == batch.schema.names
@@ -107,14 +108,13 @@ def check_type(kind: pa.DataType) -> None:
     return None
 
 
+@share(30)
 @given(batches())
-@settings(deadline=None)
 def test_rows_within_the_types_are_within_the_limits(batch: pa.RecordBatch) -> None:
     assert limits(batch, fields_of(sql_schema(batch.schema))) == {}
 
 
 @given(st.lists(st.none() | st.integers(-(2**62), 2**62), max_size=8))
-@settings(deadline=None)
 def test_moments_are_refused_exactly_outside_the_years_1_to_9999(micros: list[int | None]) -> None:
     low, high = -62_135_596_800_000_000, 253_402_300_799_999_999
     batch = pa.RecordBatch.from_arrays([pa.array(micros, pa.timestamp("us", "UTC"))], names=["at"])
@@ -189,8 +189,8 @@ def test_cuts_hold_every_row_once_in_order(rows: int, most_bytes: int, most_rows
 # Upserts
 
 
+@share(30)
 @given(batches())
-@settings(max_examples=100, deadline=None)
 def test_messages_hold_the_rows(batch: pa.RecordBatch) -> None:
     fields = fields_of(sql_schema(batch.schema))
     rows = proto_rows(wire(batch, fields), fields)
@@ -240,7 +240,6 @@ def by_bigquery(text: str) -> list[int]:
 
 
 @given(st.lists(st.tuples(floats, numbers), min_size=2, max_size=8), st.booleans())
-@settings(deadline=None)
 def test_sequence_numbers_order_versions_as_their_values_do(versions: list[tuple[float | None, int | None]], oldest: bool) -> None:
     texts = sequence_numbers(
         [pa.array([v[0] for v in versions], pa.float64()), pa.array([v[1] for v in versions], pa.int64())], oldest=oldest

@@ -12,8 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from beam_pipelines.errors import SinkError, SpecError
+from beam_pipelines.sinks import bigquery_tables
 from beam_pipelines.sinks.bigquery_schema import RESERVED, Field, evolved, fields_of, read_fields
 from beam_pipelines.sinks.bigquery_tables import Partitions, ensure_table
+from tests.laws import share
 
 SCALARS = "BOOLEAN TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT HUGEINT FLOAT DOUBLE VARCHAR BLOB DATE TIME TIMESTAMP UUID JSON".split()
 names = st.text(string.ascii_letters + "_", min_size=1, max_size=8).filter(lambda n: not n.upper().startswith(RESERVED))
@@ -42,12 +44,14 @@ types = plain | plain.map(lambda t: f"{t}[]")
 columns = st.lists(st.tuples(names, types), min_size=1, max_size=6).filter(unique)
 
 
+@share(30)
 @given(columns)
 def test_fields_survive_the_rest_api(wanted: list[tuple[str, str]]) -> None:
     fields = fields_of(wanted)
     assert read_fields([f.api() for f in fields]) == fields
 
 
+@share(30)
 @given(columns, st.data())
 def test_required_columns_are_required_unless_repeated(wanted: list[tuple[str, str]], data: st.DataObject) -> None:
     required = data.draw(st.sets(st.sampled_from([n for n, _ in wanted])))
@@ -55,6 +59,7 @@ def test_required_columns_are_required_unless_repeated(wanted: list[tuple[str, s
         assert field.mode == ("REPEATED" if kind.endswith("[]") else "REQUIRED" if name in required else "NULLABLE")
 
 
+@share(30)
 @given(columns, columns)
 def test_a_grown_table_keeps_every_column_takes_the_rows_and_grows_once(has: list[tuple[str, str]], wanted: list[tuple[str, str]]) -> None:
     table, rows = fields_of(has, required=[has[0][0]]), fields_of(wanted, required=[wanted[0][0]])
@@ -69,6 +74,7 @@ def test_a_grown_table_keeps_every_column_takes_the_rows_and_grows_once(has: lis
     assert {f.name.lower() for f in grown if f.mode == "REQUIRED"} == ours & theirs
 
 
+@share(30)
 @given(columns)
 def test_a_table_that_was_made_for_the_rows_needs_nothing(wanted: list[tuple[str, str]]) -> None:
     fields = fields_of(wanted, required=[n for n, _ in wanted])
@@ -176,6 +182,17 @@ def test_partitions_survive_the_rest_api(text: str) -> None:
     parsed = Partitions.parse(text)
     assert Partitions.read(parsed.api(None)).same_as == parsed.same_as
     assert str(parsed) == (text or "nothing")
+
+
+@pytest.mark.parametrize(
+    ("micros", "text"),
+    [(600_000_000, "0-0 0 0:10:0"), (90_061_000_000, "0-0 1 1:1:1"), (1_500_000, "0-0 0 0:0:1.500000"), (3_600_000_000, "0-0 0 1:0:0")],
+)
+def test_a_staleness_is_told_and_read_as_an_interval(micros: int, text: str) -> None:
+    assert bigquery_tables._interval(micros) == text
+    assert bigquery_tables._staleness({"maxStaleness": text}) == micros
+    assert bigquery_tables._staleness({"maxStaleness": "1-1 0 0:0:0"}) == 390 * 86_400_000_000
+    assert bigquery_tables._staleness({}) is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from beam_pipelines.sinks.committing import KEPT_PLACES, prepare
 from beam_pipelines.sinks.manifest import latest, snapshots
 from beam_pipelines.sinks.run import Output
 from beam_pipelines.sinks.views import select_sql
+from tests.laws import share
 from tests.sinks.lake import Lake, rows
 
 A, B = rows((1, "a"), (2, "b")), rows((3, "b"), (4, "c"))
@@ -39,6 +40,7 @@ def test_each_place_keeps_its_own_partitions(tmp_path: Path) -> None:
     assert (view(lake, "one"), view(lake, "two")) == ([(1, "a"), (3, "b"), (4, "c")], [(3, "b"), (4, "c")])
 
 
+@share(12)
 @given(st.lists(st.tuples(st.sampled_from(["one", "two", "three"]), st.sampled_from([0, 1])), min_size=1, max_size=6))
 def test_places_do_not_see_each_other(tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[str, int]]) -> None:
     """What a place holds is what the runs to it alone would have made."""

@@ -17,8 +17,9 @@ import pytest
 
 from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.schema import provenance
-from beam_pipelines.errors import SpecError
+from beam_pipelines.errors import SinkError, SpecError
 from beam_pipelines.sinks.commit import Commit
+from beam_pipelines.sinks.committing import prepare
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.parquet import ParquetEncoder, WriteParquet, repeating_columns
@@ -88,6 +89,24 @@ def test_written_rows_keep_their_provenance_unless_it_is_off(tmp_path: Path) -> 
     assert on.columns == ["at", "origin", "id", "fare", "_source", "_position", "_arrival_time", "_run_id", "_contract"]
     assert on.select("_source", "_position", "_run_id", "_contract").row(2) == ("a.csv", 2, "r1", "c0ffee")
     assert off.columns == ["at", "origin", "id", "fare"]
+
+
+def test_ranges_of_numbers_are_partitions_that_any_reader_finds(tmp_path: Path) -> None:
+    path = str(tmp_path / "flights")
+    run = job(tmp_path / "state", ParquetSink(path=path, partition_by=("range(_position, 10, 30, 10)",)), [flights(31)])
+    expected = {n: str(n // 10 * 10) if 10 <= n < 30 else "__UNPARTITIONED__" for n in range(31)}
+    view = select_sql(snapshots(run.state)["flights"])
+    for source in (f"read_parquet('{path}/**/*.parquet', hive_partitioning = true)", f"({view})"):
+        assert dict(duckdb.connect().execute(f"SELECT _position, position_range_10_30_10 FROM {source}").fetchall()) == expected
+
+
+def test_other_ranges_are_another_layout(tmp_path: Path) -> None:
+    """Folders of the old ones would hold rows of the new."""
+    path, run = str(tmp_path / "flights"), RunInfo("r2", "p", str(tmp_path / "state"))
+    job(tmp_path / "state", ParquetSink(path=path, partition_by=("range(_position, 0, 30, 10)",)), [flights(31)])
+    other = WriteParquet(ParquetSink(path=path, partition_by=("range(_position, 0, 40, 20)",)), label="flights", run=run)
+    with pytest.raises(SinkError, match=r"by position_range_0_30_10; the spec now says parquet partitioned by position_range_0_40_20"):
+        prepare([other.output], run)
 
 
 def test_running_twice_changes_nothing(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def passes(speed: Speed, writing: Writing, clock: Clock, *, quiet_s: float = QUI
         clock.at += GRACE_S
 
 
-@share(5)
+@share(3)
 @given(st.lists(ACTS, min_size=2, max_size=10), st.booleans())
 def test_plain_files_show_what_readers_who_tell_rows_apart_see(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, Any]], end_settled: bool

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.errors import SinkError
@@ -26,6 +26,7 @@ from beam_pipelines.sinks.speed_compaction import FAN_IN, compact, compact_steps
 from beam_pipelines.sinks.speed_files import replaces
 from beam_pipelines.spec.load import load_spec
 from tests.formats.archived import Clock
+from tests.laws import share
 from tests.sinks.speed_lake import Speed, letters, panes, rows
 
 SMALL = (3, 2)
@@ -45,7 +46,7 @@ def files(folder: str) -> list[Path]:
     return sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name not in (".columns.json", "none.parquet"))
 
 
-@settings(max_examples=12, deadline=None)
+@share(6)
 @given(st.lists(ACTS, max_size=12))
 def test_every_row_is_seen_once_wherever_compaction_was_killed(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, Any]]
@@ -140,7 +141,7 @@ def test_a_query_whose_file_vanished_is_asked_again(tmp_path: Path) -> None:
     assert ask(Back(), "SELECT n FROM rows").to_pylist() == [{"n": 1}]  # type: ignore[arg-type]
 
 
-@settings(max_examples=6, deadline=None)
+@share(4)
 @given(st.lists(st.integers(1, 12), max_size=6))
 def test_live_files_are_bounded_after_each_pass_whatever_the_rate(tmp_path_factory: pytest.TempPathFactory, rates: list[int]) -> None:
     speed, clock, numbers = Speed(tmp_path_factory.mktemp("speed")), Clock(), count()

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -25,6 +25,8 @@ from beam_pipelines.sinks.resolutions import TAKEN_UP, stored_sql, take_up
 from beam_pipelines.sinks.results import RunResults, from_json, metadata, to_json
 from beam_pipelines.sinks.run import utc_now
 from beam_pipelines.sinks.stream_ledger import Misplaced, StreamLedger, stored_outputs, stream_ledger
+from tests.formats.pubsub_files import Message, write_file
+from tests.laws import share
 from tests.sinks.speed_lake import SOURCE, UTC, Speed, letters, panes, rows
 
 DOORS = ("written", "dead", "duplicate", "taken back", "filtered")
@@ -49,7 +51,7 @@ def ledger(speed: Speed) -> StreamLedger:
     return stream_ledger(speed.state, speed.outputs)
 
 
-@settings(max_examples=20, deadline=None)
+@share(8)
 @given(st.lists(st.sampled_from(DOORS), min_size=1, max_size=12), st.integers(0, 3), st.data())
 def test_every_row_by_one_door_balances_however_often_it_is_stored(
     tmp_path_factory: pytest.TempPathFactory, doors: list[str], again: int, data: st.DataObject
@@ -73,7 +75,7 @@ def test_every_row_by_one_door_balances_however_often_it_is_stored(
     assert found.reasons == ({"prepare:TYPE": counts["dead"]} if counts["dead"] else {})
 
 
-@settings(max_examples=15, deadline=None)
+@share(6)
 @given(st.lists(st.sampled_from(DOORS), min_size=2, max_size=8), st.data())
 def test_a_lost_or_doubled_row_is_found_and_named(tmp_path_factory: pytest.TempPathFactory, doors: list[str], data: st.DataObject) -> None:
     speed = Speed(tmp_path_factory.mktemp("speed"))
@@ -281,7 +283,7 @@ def started(speed: Speed, run_id: str) -> None:
     time.sleep(0.002)  # what it stores is stored later
 
 
-@settings(max_examples=20, deadline=None)
+@share(6)
 @given(
     st.lists(st.tuples(st.sampled_from(DOORS), st.sampled_from([None, *DOORS]), st.sampled_from([None, *DOORS])), min_size=1, max_size=8)
 )
@@ -360,3 +362,30 @@ def test_open_letters_are_those_whose_record_has_not_left_otherwise_since(tmp_pa
     started(speed, "r3")
     speed.letter(letters([2]))  # refused again, by yet another spec
     assert open_letters(speed.state).execute("SELECT position FROM open_dead_letters ORDER BY ALL").fetchall() == [(1,), (2,), (4,)]
+
+
+def archived(speed: Speed, name: str, positions: range) -> None:
+    """A file as a Cloud Storage subscription writes it."""
+    write_file(Path(speed.outputs.archive[0]) / "2024-05-01" / name, [Message(str(n), 1_714_557_600_000_000, b"{}") for n in positions])
+
+
+def test_messages_that_a_subscription_archived_are_counted(tmp_path: Path) -> None:
+    """A file comes minutes after its messages, and what left has been read whatever the files hold."""
+    speed = Speed(tmp_path)
+    leave(speed, [0, 1, 2], "written")
+    leave(speed, [3], "dead")
+    assert ledger(speed).lines[0].read == 0, "nobody archives"
+    archived(speed, "10_00_00Z_a.avro", range(2))
+    assert ledger(speed).lines[0].read == 4
+    archived(speed, "10_05_00Z_b.avro", range(1, 5))
+    found = ledger(speed)
+    assert (found.lines[0].read, found.lines[0].written, found.lines[0].dead) == (6, {"rows": 3}, 1), "one was written twice"
+    assert found.balanced
+    assert found.explain() == ""
+
+
+def test_a_source_of_which_no_row_left_yet_is_counted(tmp_path: Path) -> None:
+    speed = Speed(tmp_path)
+    speed.writing()
+    archived(speed, "10_00_00Z_a.avro", range(3))
+    assert ledger(speed).lines == (Line(SOURCE, 3, written={"rows": 0}),)

@@ -235,6 +235,13 @@ def test_columns_flow_from_step_to_step() -> None:
             {"sinks": "[{from: rows, parquet: {path: a, partition_by: [day(ts)]}}]", "transform": "[{set: {ts_day: n}}]"},
             "the partition would be called 'ts_day'",
         ),
+        (
+            {"sinks": "[{from: rows, parquet: {path: a, partition_by: ['range(s, 0, 9, 3)']}}]"},
+            "column 's' has type VARCHAR; expected an integer",
+        ),
+        ({"sinks": "[{from: rows, parquet: {path: a, partition_by: ['range(n, 9, 0, 3)']}}]"}, "start < end and step > 0"),
+        ({"sinks": "[{from: rows, parquet: {path: a, partition_by: ['range(n, 0, 9)']}}]"}, "expected range(column, start, end, step)"),
+        ({"sinks": "[{from: rows, parquet: {path: a, partition_by: [day()]}}]"}, "partition_by 'day()': no column"),
         ({"sinks": "[{from: rows, parquet: {path: a, statistics: [q]}}]"}, "statistics[0]: unknown column 'q'"),
         ({"sinks": "[{from: rows, parquet: {path: a, compression_level: 23}}]"}, "compression_level: got 23; expected 1 to 22 for zstd"),
         (

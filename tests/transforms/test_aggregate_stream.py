@@ -21,7 +21,7 @@ from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.arrow.windows import WindowSpec
 from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.prism import run_on_prism
-from beam_pipelines.transforms import keyed_state
+from beam_pipelines.transforms import aggregate_stream, keyed_state
 from beam_pipelines.transforms.aggregate import Aggregate
 from tests.prism import prism_program
 from tests.runners.prism_source import See, numbers, reset
@@ -237,6 +237,18 @@ def test_state_alone_gives_the_same_panes() -> None:
         run(timeline, judges={"panes": showing((0, 60, "a", "on_time", 0, 2, 3), (0, 60, "a", "late", 1, 3, 7))})
     finally:
         keyed_state._known = known
+
+
+def test_memory_alone_gives_the_same_panes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is the state, nothing else is written."""
+    timeline = Timeline().rows(10, (1, "a", 5, 1), (2, "b", 6, 1)).watermark(30).rows(31, (3, "a", 7, 2), (2, "b", 6, -1)).watermark(61)
+    timeline.rows(70, (4, "a", 8, 4), (3, "a", 7, 2)).watermark(200)
+    monkeypatch.setattr(aggregate_stream, "_blob", lambda *written: pytest.fail("written to state"))
+    keyed_state.resident(True)
+    try:
+        run(timeline, judges={"panes": showing((0, 60, "a", "on_time", 0, 2, 3), (0, 60, "a", "late", 1, 3, 7))})
+    finally:
+        keyed_state.resident(False)
 
 
 def test_windows_that_an_earlier_process_closed_are_not_shown_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import random
 from collections.abc import Callable, Iterable
@@ -27,9 +28,9 @@ from beam_pipelines.arrow.duplicates import KEY, Comparison, comparison, dedupli
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, KEY_HASH, POSITION, PROVENANCE, SOURCE, UTC_MICROS, provenance
-from beam_pipelines.coders import RecordBatchCoder
+from beam_pipelines.coders import RecordBatchCoder, waiting
 from beam_pipelines.errors import SpecError
-from beam_pipelines.runners.prism import run_on_prism
+from beam_pipelines.runners.prism import run_on_prism, state_here
 from beam_pipelines.transforms import Conform, Deduplicate, FromRows, ToRows
 from beam_pipelines.transforms.deduplicate import Deduplicated, DeduplicatedWithDead
 from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows
@@ -174,8 +175,9 @@ def test_event_times_come_back_in_their_own_type(kind: pa.DataType) -> None:
         check((pipeline | timeline((101, batches)) | Deduplicate(RULE, contract=CONTRACT)).rows, judge)
 
 
+@pytest.mark.parametrize("where", [contextlib.nullcontext, state_here], ids=["prism's state", "state here"])
 @pytest.mark.parametrize("stage", ["rule", "identity"])
-def test_the_same_on_prism(stage: str) -> None:
+def test_the_same_on_prism(stage: str, where: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
     flags = [f"--prism_location={prism_program()}"]
     batches = [stream_rows.message_batch(n) for n in range(60)]
     stream_rows.OUT.clear()
@@ -186,7 +188,9 @@ def test_the_same_on_prism(stage: str) -> None:
         dropped = rows | (Deduplicate(rule, contract=CONTRACT) if stage == "rule" else DropRedelivered())
         (dropped.rows if stage == "rule" else dropped) | "See" >> beam.Map(stream_rows.see)
 
-    run_on_prism(build, flags=flags)
+    with where():
+        run_on_prism(build, flags=flags)
+        assert waiting() == 0
     if stage == "rule":
         as_the_rule_says(batches, comparison(rule, contract=CONTRACT))(stream_rows.OUT)
     else:

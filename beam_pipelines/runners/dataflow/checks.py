@@ -14,6 +14,7 @@ from beam_pipelines.pubsub_service import EMULATOR
 from beam_pipelines.runners.dataflow.settings import Dataflow
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.secrets import secrets_of
 from beam_pipelines.spec.sources import ArchiveSource, BigQueryTable, FileSource, PubsubSource
 
 _SHIPS_CODE = ("--extra_package", "--extra_packages", "--setup_file", "--requirements_file")
@@ -75,13 +76,6 @@ def _places(loaded: LoadedSpec) -> Iterator[str]:
     for at, path in local:
         hint = " Say state: gs://…" if at.startswith("state (") else ""
         yield f"{at}: {path}: workers see no disk of this machine; expected gs://….{hint}"
-
-
-def secrets_of(spec: PipelineSpec) -> dict[str, str]:
-    """The secrets that workers need, by the place in the spec that names each."""
-    raw = spec.dead_letters.raw_key if spec.contract.sensitive else None
-    named = {"hmac_key": spec.hmac_reference, "dead_letters.raw_key": raw}
-    return {at: reference for at, reference in named.items() if reference is not None}
 
 
 def _secrets(spec: PipelineSpec) -> Iterator[str]:

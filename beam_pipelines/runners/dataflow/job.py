@@ -160,7 +160,7 @@ def _submit_stream(loaded: LoadedSpec, call: Call) -> Submitted:
     begun = _begun(loaded, call, lookups, dry=dry)
     run = replace(begun.run, engine=DATAFLOW, spec=_shown(loaded), pipeline_version=spec.version, contract=spec.contract.fingerprint)
     options, temp_location = _options(loaded, call, run)
-    resume = Resume(begun.before, begun.first, make=lambda source, number: reads[number])
+    resume = Resume(begun.before, make=lambda source, number: reads[number])
     job = Job(spec, run, temp_location, args=_args(loaded, call), resume=resume, lookups=lookups)
     if not dry:
         write_no_doors(run.state)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(argv: Sequence[str]) -> None:
     """Hands the run in that the parameters ask for. Raises what `submit` does."""
-    url = next((word.partition("=")[2] for word in argv if word.startswith("--spec=")), "")
+    url = _value(argv, "spec")
     if not url:
         raise SpecError("--spec is missing; expected the file that `beam-pipelines template build` wrote beside the template.")
     bundle = fetched(url)
@@ -65,6 +65,16 @@ def launch(argv: Sequence[str]) -> None:
             ),
         )
     _say(f"handed in: job {job.name}, run {job.run.run_id}" + (f": {job.url}" if job.url else ", which the service now starts"))
+
+
+def _value(words: Sequence[str], name: str) -> str:
+    """What `--name=value` or `--name value` says first; "" where nothing does."""
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        if word == f"--{name}":
+            return after
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return ""
 
 
 def split(argv: Sequence[str], bundle: Bundle, url: str) -> Given:
@@ -91,7 +101,7 @@ def _call(bundle: Bundle, given: Given, make: type) -> Any:
     mode = ours.get("mode", bundle.mode)
     if mode not in ("batch", "stream"):
         raise SpecError(f"--mode={mode}: expected batch or stream.")
-    image = next((word.partition("=")[2] for word in given.beam if word.startswith("--sdk_container_image=")), bundle.image)
+    image = _value(given.beam, "sdk_container_image") or bundle.image
     replaces = _true(ours, "replace_running")
     settings = Dataflow(image=image, update=replaces, or_start=replaces, at_least_once=_true(ours, "at_least_once"), wait=False)
     return make(

@@ -32,16 +32,15 @@ Versions = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Begun:
-    """The run, how far the starts before it had come, and whether there were none."""
+    """The run, and how far the starts before it had come."""
 
     run: RunInfo
     before: Reached
-    first: bool
 
 
 def of_trial(spec: PipelineSpec, state: str, run_id: str) -> Begun:
     """A first start, of which nothing is written down."""
-    return Begun(RunInfo(run_id, spec.pipeline, state, mode="stream", epoch=1), Reached(), first=True)
+    return Begun(RunInfo(run_id, spec.pipeline, state, mode="stream", epoch=1), Reached())
 
 
 def of_running(spec: PipelineSpec, state: str, versions: Versions, *, say: Say) -> Begun:
@@ -52,7 +51,7 @@ def of_running(spec: PipelineSpec, state: str, versions: Versions, *, say: Say) 
         raise SpecError(f"--update: {state}: this stream was never started; expected a running job.", hint="Leave --update out.")
     own = starts(state).get(epoch, Reached())
     say(f"stream {spec.pipeline}: start {epoch} goes on in a new job, with its state")
-    return Begun(_run(spec, state, start.run_id, epoch, versions), Reached(own.began_micros, own.began_micros), epoch == 1)
+    return Begun(_run(spec, state, start.run_id, epoch, versions), Reached(own.began_micros, own.began_micros))
 
 
 def first_or_next(spec: PipelineSpec, state: str, run_id: str, versions: Versions, *, first: bool, say: Say) -> Begun:
@@ -62,7 +61,7 @@ def first_or_next(spec: PipelineSpec, state: str, run_id: str, versions: Version
         epoch = take_epoch(state, run_id, dict(versions))
         begin(state, epoch)
         say(f"stream {spec.pipeline}: start {epoch}")
-        return Begun(_run(spec, state, run_id, epoch, versions), Reached(), first=True)
+        return Begun(_run(spec, state, run_id, epoch, versions), Reached())
     before = safe(earlier[max(earlier)] if earlier else Reached(), spec)
     since = Resume(before).since(spec)
     for source in spec.sources.stream:
@@ -75,7 +74,7 @@ def first_or_next(spec: PipelineSpec, state: str, run_id: str, versions: Version
         else f"what was published since {np.datetime64(since, 'us').astype('datetime64[s]')}Z"
     )
     say(f"stream {spec.pipeline}: start {epoch}; {shown} is read again")
-    return Begun(_run(spec, state, run_id, epoch, versions), before, first=False)
+    return Begun(_run(spec, state, run_id, epoch, versions), before)
 
 
 def safe(noted: Reached, spec: PipelineSpec) -> Reached:

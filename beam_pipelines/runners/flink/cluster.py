@@ -130,7 +130,7 @@ class Cluster:
                 overview = client.overview()
                 if overview.slots < self.slots:
                     waiting = f"has {overview.slots} of {self.slots} slots"
-                elif not _listens(self.ports.workers):
+                elif not listens(self.workers):
                     waiting = f"has its slots, but no worker pool at {self.workers}"
                 else:
                     return overview
@@ -269,6 +269,16 @@ def end_cluster(folder: Path | None = None) -> Cluster | None:
         return found
 
 
+def listens(address: str) -> bool:
+    """Whether somebody takes connections at `host:port`; asked for 5 s at most."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def local_cluster(
     folder: Path, *, slots: int = SLOTS, environment: Mapping[str, str] = os.environ, say: Say | None = None
@@ -326,7 +336,7 @@ def _repaired(found: Cluster) -> tuple[Cluster, list[Part]]:
 
 
 def _started(folder: Path, slots: int, port: int | None, jar: Path, environment: Mapping[str, str]) -> Cluster:
-    rest = REST_PORT if port is None and not _listens(REST_PORT) and _free(REST_PORT) else port
+    rest = REST_PORT if port is None and not listens(f"{HOST}:{REST_PORT}") and _free(REST_PORT) else port
     zookeeper, workers, other = _free_ports(3)
     nobody = {part: LastingProcess(0, "", "") for part in PARTS}
     cluster = Cluster(folder, secrets.token_hex(8), Ports(rest or other, zookeeper, workers), slots, jar, nobody, environment)
@@ -360,14 +370,6 @@ def _free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind((HOST, 0))
         return [probe.getsockname()[1] for probe in probes]
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((HOST, port), timeout=_ANSWER_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _last_error(log: Path) -> str:

@@ -63,7 +63,7 @@ def maven_build(folder: Path, log: Path, environ: Mapping[str, str]) -> Path:
 
     Versions are pinned by the POM, what comes out by CONTENT_SHA256. Raises RuntimeError with the reason in one clause.
     """
-    maven = shutil.which("mvn", path=environ.get("PATH"))
+    maven = builder(environ)
     if maven is None:
         raise RuntimeError("it cannot be built, for there is no Maven (`mvn`)")
     java = find_java(environ)
@@ -83,6 +83,11 @@ def maven_build(folder: Path, log: Path, environ: Mapping[str, str]) -> Path:
             f"what Maven built is not what was tested: content {digest}, expected {CONTENT_SHA256}; a repository gave other files; Maven's log: {log}"
         )
     return jar
+
+
+def builder(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The Maven that would build the jar; None where there is none, and Beam's download is left."""
+    return shutil.which("mvn", path=environ.get("PATH"))
 
 
 def find_job_server(
@@ -201,7 +206,7 @@ def find_java(environ: Mapping[str, str] = os.environ) -> Path:
     for program in _javas(environ):
         path = program.resolve()
         if path not in seen:
-            seen[path] = _java_version(path)
+            seen[path] = java_version(path)
             if seen[path] in JAVA_VERSIONS:
                 return path
     found = "; ".join(f"{path} is {version or 'of an unknown version'}" for path, version in seen.items())
@@ -224,7 +229,7 @@ def _javas(environ: Mapping[str, str]) -> Iterator[Path]:
             yield from (home for home in sorted(root.glob(f"*{version}*/{pattern}")) if os.access(home, os.X_OK))
 
 
-def _java_version(java: Path) -> int | None:
+def java_version(java: Path) -> int | None:
     """The feature version: from the file `release` beside it, else asked."""
     try:
         text = (java.parent.parent / "release").read_text("utf-8", errors="replace")

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions, PipelineOptions
 from apache_beam.runners.portability.job_server import JavaJarJobServer
 from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
 
 from beam_pipelines import draining
 from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError, TransientError
 from beam_pipelines.runners.failures import error_in, own_error
-from beam_pipelines.runners.flink.cluster import find_cluster, master_of
-from beam_pipelines.runners.flink.jars import FLINK_VERSION, JAVA_OPENS, find_java, find_job_server, jar_versions
+from beam_pipelines.runners.flink import send_queue
+from beam_pipelines.runners.flink.cluster import find_cluster, listens, master_of
+from beam_pipelines.runners.flink.jars import FLINK_VERSION, JAVA_OPENS, find_java, find_job_server, jar_versions, kept_job_server
 from beam_pipelines.runners.flink.options import flink_options
 from beam_pipelines.runners.flink.rest import Failure, FlinkRest
 from beam_pipelines.runners.flink.server import job_server
@@ -32,6 +33,8 @@ from beam_pipelines.runners.portable_job import PortableJob, submitted
 from beam_pipelines.sources import split_progress
 
 _LOOK_EVERY_S = 1.0
+_GROWS = frozenset({"kubernetes.cluster-id", "yarn.application.id"})
+"""Settings of clusters that start task managers when a job needs them."""
 _BATCH_FAILURES = 3
 """A batch whose tasks have failed so often is ended: its input and its code do not change."""
 
@@ -50,7 +53,9 @@ class Target:
     workers: str
     version: str
     slots: int
+    slots_free: int
     task_managers: int
+    ours: bool  # started by `cluster up`
 
     @property
     def announcement(self) -> str:
@@ -59,9 +64,9 @@ class Target:
         return f"engine: Flink {self.version} at {self.rest.address}, {self.slots} slots, {workers}"
 
 
-def target(flink: Flink) -> Target:
-    """The cluster that is meant. Raises SpecError where none was named and none was started here, TransientError where it does not answer, RunError where it
-    has no task manager."""
+def target(flink: Flink, *, patience_s: float = 10.0) -> Target:
+    """The cluster that is meant, of which each answer is waited for so long. Raises SpecError where none was named and none was started here, TransientError where it does not answer, RunError where it
+    has no task manager, or is that of `cluster up` and has lost its pool of workers."""
     master = master_of(flink.master)
     if master is None:
         raise SpecError(
@@ -69,14 +74,20 @@ def target(flink: Flink) -> Target:
             hint="Name one: --flink-master HOST:8081. Or start one: beam-pipelines cluster up.",
         )
     here = find_cluster()
-    pool = here.workers if here is not None and here.rest == master else LOOPBACK
-    rest = FlinkRest(master)
+    here = here if here is not None and here.rest == master else None
+    rest = FlinkRest(master, timeout_s=patience_s)
     found = rest.overview()
     if not found.task_managers:
         raise RunError(
             f"Flink at {master} has no task manager: nothing would run the job.", hint="Start one, or wait until it has registered."
         )
-    return Target(rest, flink.workers or pool, found.version, found.slots, found.task_managers)
+    if here is not None and flink.workers is None and not listens(here.workers):
+        raise RunError(
+            f"Flink at {master} has no Python workers: its pool at {here.workers} does not listen.",
+            hint="Start it again: beam-pipelines cluster up.",
+        )
+    workers = flink.workers or (LOOPBACK if here is None else here.workers)
+    return Target(rest, workers, found.version, found.slots, found.slots_free, found.task_managers, here is not None)
 
 
 class JobLostError(TransientError):
@@ -88,32 +99,48 @@ def job_server_jar(flink: Flink, version: str, *, say: Say) -> Path:
 
     Raises SpecError where the jar that is named is for another Flink, or Beam has none for this one; RunError where none can be had.
     """
-    minor = ".".join(version.split(".")[:2])
+    found = jar_at_hand(flink, version)
+    if found is not None:
+        return found
+    if _minor(version) != FLINK_VERSION:
+        return _released(version, say)
+    try:
+        return find_job_server(say=say)
+    except RunError as error:
+        try:
+            return _released(version, say)
+        except RunError as other:
+            raise RunError(f"{error.message} {other.message}", hint=error.hint) from error
+
+
+def jar_at_hand(flink: Flink, version: str) -> Path | None:
+    """The job server that is named or kept; None where it has to be built or fetched. Raises SpecError as `job_server_jar` does."""
+    minor = _minor(version)
     if flink.job_server_jar:
-        jar = find_job_server(flink.job_server_jar, say=say)
+        jar = find_job_server(flink.job_server_jar)
         of = jar_versions(jar).flink
-        if of is not None and not of.startswith(minor):
+        if of is not None and not of.startswith(f"{minor}."):
             raise SpecError(
                 f"--flink-job-server-jar {flink.job_server_jar}: is for Flink {of}; the cluster at {flink.master} is Flink {version}.",
                 hint="Leave it out, and one is found that fits.",
             )
         return jar
-    if minor != FLINK_VERSION:
-        return _released(minor, say)
-    try:
-        return find_job_server(say=say)
-    except RunError as error:
-        try:
-            return _released(minor, say)
-        except RunError as other:
-            raise RunError(f"{error.message} {other.message}", hint=error.hint) from error
-
-
-def _released(minor: str, say: Say) -> Path:
-    """The job server of the installed Beam, from Maven Central or from where Beam has kept it."""
+    kept = kept_job_server()
+    if minor == FLINK_VERSION and kept.is_file():
+        return kept
     known = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
-    if minor not in known:
+    if minor not in (FLINK_VERSION, *known):
         raise SpecError(f"the cluster is Flink {minor}; Beam {BEAM_VERSION} has runners for {', '.join(known)}.")
+    return None
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _released(version: str, say: Say) -> Path:
+    """The job server of the installed Beam, from Maven Central or from where Beam has kept it."""
+    minor = _minor(version)
     url = JavaJarJobServer.path_to_beam_jar(f":runners:flink:{minor}:job-server:shadowJar")
     say(f"Flink: taking {url}")
     try:
@@ -301,14 +328,13 @@ def flink_job(
     Raises as `target` does; SpecError where a flag is wrong, RunError where the job server does not start or refuses the job.
     """
     split_progress.install()
+    send_queue.install()
     where = target(flink)
     say(where.announcement)
     jar = job_server_jar(flink, where.version, say=say)
     _cancel(where.rest, instead_of, say)
     with job_server(find_java(), JAVA_OPENS, jar, where.rest.address, keep_logs=keep_logs) as server:
-        options = flink_options(
-            server.endpoint, where.workers, flags, streaming=streaming, slots=where.slots, task_managers=where.task_managers, path=path
-        )
+        options = options_for(where, flags, endpoint=server.endpoint, streaming=streaming, path=path)
         options.view_as(GoogleCloudOptions).job_name = name
         pipeline = beam.Pipeline(options=options)
         build(pipeline)
@@ -317,6 +343,20 @@ def flink_job(
             yield job
         finally:
             job.close()
+
+
+def options_for(where: Target, flags: Sequence[str], *, endpoint: str, streaming: bool, path: Sequence[str] = ()) -> PipelineOptions:
+    """Options for a job on the cluster, handed in at `endpoint`. Raises SpecError where a flag is wrong, or asks for more slots than the cluster can have."""
+    options = flink_options(
+        endpoint, where.workers, flags, streaming=streaming, slots=where.slots, task_managers=where.task_managers, path=path
+    )
+    wanted = options.view_as(FlinkRunnerOptions).parallelism
+    if wanted > where.slots and not _GROWS.intersection(where.rest.configuration()):
+        raise SpecError(
+            f"--parallelism={wanted}: the cluster has {where.slots} slot{'s' * (where.slots != 1)}; the job would wait for more, and fail after minutes.",
+            hint="Ask for less, or give the cluster more slots.",
+        )
+    return options
 
 
 def _cancel(rest: FlinkRest, names: Callable[[], Collection[str]], say: Say) -> None:

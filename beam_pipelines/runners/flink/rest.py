@@ -112,6 +112,10 @@ class FlinkRest:
             found["slots-available"], found["jobs-running"],
         )  # fmt: skip
 
+    def configuration(self) -> dict[str, str]:
+        """What the job manager was started with; of secrets Flink shows stars."""
+        return {str(entry["key"]): str(entry["value"]) for entry in self._get("/jobmanager/config")}
+
     def jobs(self) -> list[Job]:
         """The jobs the cluster still knows, the newest first."""
         found = [_job(job) for job in self._get("/jobs/overview")["jobs"]]

@@ -17,7 +17,7 @@ import duckdb
 from msgspec import structs
 
 from beam_pipelines.arrow.engine import literal, quote
-from beam_pipelines.arrow.partition import TRANSFORMS, Partition
+from beam_pipelines.arrow.partition import is_derived
 from beam_pipelines.arrow.ranges import Range, minus, partition_range, partition_value, show_range, union
 from beam_pipelines.arrow.schema import ARRIVAL, CONTRACT, POSITION, RUN_ID, SOURCE, UNKNOWN
 from beam_pipelines.errors import SpecError
@@ -203,7 +203,7 @@ def _shared(
 ) -> tuple[dict[str, str], list[str]]:
     """The columns to compare with the type that holds both layers' values, in the batch's order; and sentences about those that differ."""
     names = [n for n in dict.fromkeys((*batch, *speed)) if not n.startswith("_") or n in _OWN]
-    derived = {Partition(how, column).name for how in TRANSFORMS for column in names} & partitions
+    derived = {name for name in partitions if is_derived(name, names)}
     columns, notes = dict[str, str](), list[str]()
     for name in (n for n in names if n not in derived):
         kinds = [kind for kind in (batch.get(name), speed.get(name)) if kind is not None]
