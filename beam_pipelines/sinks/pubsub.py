@@ -4,7 +4,8 @@
 
 Nothing can be taken back: a bundle that is repeated publishes its rows again, and a batch run publishes before it commits, so a run that fails
 has published, and a second one publishes again. The same row then has the same `source` and `position`: whoever reads drops repeats by these.
-A restarted stream does not publish again what arrived before the point up to which everything is stored.
+A restarted stream does not publish again what was published before the point up to which everything is stored. Where an attribute says when a message arrived,
+new ones may say that they did before that point: there it publishes again what it reads again.
 """
 
 from __future__ import annotations

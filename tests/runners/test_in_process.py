@@ -51,3 +51,28 @@ def test_a_stream_that_ends_by_itself_runs_on_fnapirunner(loaded: LoadedSpec, wi
 def test_an_endless_stream_needs_prism(loaded: LoadedSpec, without_prism: None) -> None:
     with pytest.raises(RunError, match="no Prism here"):
         run_stream(loaded)
+
+
+@pytest.mark.slow
+def test_a_message_that_says_it_arrived_before_the_point_a_stream_had_reached_is_published(
+    tmp_path: Path, broker: PubsubServer, monkeypatch: pytest.MonkeyPatch, without_prism: None
+) -> None:
+    for name, value in broker.environment.items():
+        monkeypatch.setenv(name, value)
+    topic, subscription = broker.pair(ack_deadline_seconds=10)
+    into, consumer = broker.pair()
+    sinks = f"sinks: [{{from: rows, parquet: {{path: lake/rows}}}}, {{from: rows, pubsub: {{topic: {into}}}}}]"
+    text = SPEC.format(subscription=subscription).replace("{within: 1h}", "{within: 1m}")
+    (tmp_path / "spec.yaml").write_text(text[: text.index("sinks:")] + sinks, "utf-8")
+    loaded, seen = load_spec(tmp_path / "spec.yaml"), set[int]()
+    for numbers in (range(10, 20), range(10)):  # the second start's are ten hours older
+        times = [f"2026-01-01T{i:02}:00:00Z" for i in numbers]
+        broker.publish_all(
+            topic,
+            [{"data": json.dumps({"id": i, "at": at}).encode(), "attributes": {"at": at}} for i, at in zip(numbers, times, strict=True)],
+        )
+        record = run_stream(loaded, StreamCall(until_idle_s=1.0))
+        assert record.status == "success", record.failures
+    for _ in range(20):
+        seen |= {json.loads(m.message.data)["id"] for m in broker.pull(consumer, 100, wait=False)}
+    assert seen == {*range(20)}
