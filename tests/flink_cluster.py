@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-
-import pytest
+from typing import NoReturn
 
 from beam_pipelines.errors import RunError
 from beam_pipelines.runners.flink.jars import find_java, kept_job_server
+from tests.needs import missing
 
 HOW_TO_GET_IT = "apt-get install maven openjdk-17-jre-headless"
 
@@ -34,5 +33,5 @@ def _require_java() -> None:
         _missing(error.message)
 
 
-def _missing(what: str) -> None:
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what.rstrip('.')}. Enable the test: {HOW_TO_GET_IT}")
+def _missing(what: str) -> NoReturn:
+    missing(what, HOW_TO_GET_IT)

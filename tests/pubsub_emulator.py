@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import subprocess
-import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.needs import missing
+from tests.server_process import HOST, ServerProcess, free_ports, started
 
-HOST = "127.0.0.1"
 JAR = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"
 HOW_TO_GET_IT = "gcloud components install pubsub-emulator (or apt-get install google-cloud-cli-pubsub-emulator), and Java"
-_START_S = 60
 
 
 def emulator_command() -> list[str] | None:
@@ -40,67 +37,38 @@ def _sdk_roots() -> Iterator[Path]:
 
 
 def require_emulator() -> list[str]:
-    """The emulator's command. Without one the test is skipped, with what to install; in CI it fails."""
+    """The emulator's command; `missing` where there is none."""
     command = emulator_command()
     if command is None:
-        text = f"the Pub/Sub emulator is not installed. Enable it: {HOW_TO_GET_IT}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+        missing("the Pub/Sub emulator is not installed", HOW_TO_GET_IT)
     return command
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """The emulator that is installed here, on a port of its own."""
+
+    command: Sequence[str]
+    process: ServerProcess
+
+    def start(self) -> None:
+        self.process.start([*self.command, f"--host={HOST}", f"--port={self.process.ports[0]}"])
 
 
 @contextmanager
 def running_emulator(log: Path) -> Iterator[str]:
     """The address of an emulator that answers; its output goes to `log`. It is ended when the block is left."""
     command = require_emulator()
-    for _ in range(3):  # another process may take the port between our look and its start
-        port = _free_port()
-        process, listening = _start([*command, f"--host={HOST}", f"--port={port}"], log)
-        try:
-            if listening.wait(_START_S) and process.poll() is None:
-                assert _answer(f"http://{HOST}:{port}/") == "Ok"
-                yield f"{HOST}:{port}"
-                return
-        finally:
-            _end(process)
-    pytest.fail(f"the Pub/Sub emulator did not start:\n{log.read_text('utf-8')[-2000:]}")
-
-
-def _start(command: list[str], log: Path) -> tuple[subprocess.Popen[str], threading.Event]:
-    """The process, and an event that is set when it listens or has ended."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True)
-    event = threading.Event()
-
-    def follow() -> None:
-        assert process.stdout is not None
-        with log.open("w", encoding="utf-8") as file:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                if "listening on" in line:
-                    event.set()
-        event.set()
-
-    threading.Thread(target=follow, name="pubsub-emulator-log", daemon=True).start()
-    return process, event
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
+    emulator = started(lambda: Emulator(command, ServerProcess("the Pub/Sub emulator", free_ports(1), log)))
+    address = f"{HOST}:{emulator.process.ports[0]}"
     try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
+        assert _answer(f"http://{address}/") == "Ok"
+        yield address
+    finally:
+        emulator.process.stop()
 
 
 def _answer(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as response:
         text: str = response.read().decode().strip()
     return text
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port

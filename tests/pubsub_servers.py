@@ -14,9 +14,12 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +148,19 @@ def connected(
         clients = [client(transport=client.get_transport_class("grpc")(channel=channel)) for client in
                    (PublisherClient, SubscriberClient, SchemaServiceClient)]  # fmt: skip
         yield PubsubServer(address, project or f"test-{uuid.uuid4().hex[:12]}", *clients, broker=broker, clock=clock)
+
+
+@contextmanager
+def broker_process() -> Iterator[PubsubServer]:
+    """The embedded broker in a process of its own, which is ended when the block is left."""
+    process = subprocess.Popen([sys.executable, "-m", "beam_pipelines.testing.broker"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield from connected(process.stdout.readline().strip(), project="demo-project")
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def read(done: list[RunResults]) -> set[str]:
     return {Path(line.source).name for run in done for line in run.ledger if line.source}
 
 
+@pytest.mark.slow
 def test_a_new_file_costs_the_partitions_it_touches(tmp_path: Path) -> None:
     files = [[row(1, 60), row(2, 90)], [row(3, 20 * 1440)], [row(4, 40 * 1440)]]
     loaded = make(tmp_path / "parts", files)
@@ -73,6 +74,7 @@ def test_a_file_that_is_gone_takes_its_rows_and_letters_along(tmp_path: Path) ->
     assert content(loaded) == content(other)
 
 
+@pytest.mark.slow
 def test_a_series_that_stopped_in_the_middle_goes_on(tmp_path: Path) -> None:
     files = [[row(1, 60)], [row(2, 30 * 1440)]]
     loaded = make(tmp_path / "parts", files, TWO_OUTPUTS)

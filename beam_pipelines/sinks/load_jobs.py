@@ -139,7 +139,10 @@ class _Job:
         except NotFound:
             pass
         try:
-            return self._begin(job_id)
+            try:
+                return self._begin(job_id)
+            except NotFound:  # of an upload that its server has lost; a table that is not there is not there again
+                return self._begin(job_id)
         except Conflict:  # the answer to the first request was lost
             return self.client.get_job(job_id, location=self.location, retry=None, timeout=60)
 

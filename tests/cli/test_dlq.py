@@ -69,6 +69,7 @@ def test_a_replay_says_what_it_will_do_does_it_and_keeps_the_history(call: Call,
     assert (again["fates"], again["runs"], again["resolved"]) == ({"still refused": 2}, [], 0)
 
 
+@pytest.mark.slow
 def test_discarded_letters_stay_discarded_and_are_told_of(call: Call, open_orders: Path) -> None:
     call("run", open_orders)
     ledger = "SELECT read, dead FROM runs"
@@ -131,6 +132,7 @@ def test_letters_of_files_are_not_for_the_stream(call: Call, open_letters: Path)
     assert done.out.endswith("nothing was sent\n")
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_letters_open_and_exits_with_1(call: Call, open_orders: Path) -> None:
     call("run", open_orders)
     repair(open_orders)

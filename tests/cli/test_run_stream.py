@@ -76,6 +76,7 @@ def started(spec: Path, server: PubsubServer, *words: str) -> subprocess.Popen[s
     return subprocess.Popen(command, cwd=spec.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_until_idle_ends_by_itself_and_json_is_all_that_is_printed(server: PubsubServer, tmp_path: Path, call: Call) -> None:
     spec = written(tmp_path, publish(server, rows=200, broken=3))
     out, err = started(spec, server, "--until-idle", "2s", "--json", "--results", "record.json", "--run-id", "first").communicate(

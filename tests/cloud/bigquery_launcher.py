@@ -6,6 +6,7 @@ destination appends to, fills or replaces that partition and no other, and is re
     $2026 $202611 $20261101 $2026110113    years, months, days, hours of the table's time partitioning
     $12                                    the integer range that begins with 12
     $__NULL__                              rows whose partition column is NULL
+    $__UNPARTITIONED__                     rows outside of the ranges, or of the years 1960 to 2159
 
 Bytes in Parquet are taken as they are; alone the server takes them for base64, as in JSON.
 
@@ -33,8 +34,8 @@ from local_bigquery.errors import BigQueryError  # type: ignore[import-not-found
 from local_bigquery.grpc import read  # type: ignore[import-not-found]
 from local_bigquery.jobs import load, runner  # type: ignore[import-not-found]
 
-DECORATED = re.compile(r"^(?P<table>.+)\$(?P<partition>-?\d+|__NULL__)$")
-NULL = "__NULL__"
+DECORATED = re.compile(r"^(?P<table>.+)\$(?P<partition>-?\d+|__NULL__|__UNPARTITIONED__)$")
+NULL, OUTSIDE = "__NULL__", "__UNPARTITIONED__"
 ANSWER_ROWS = 10_000
 CONNECTIONS = 512
 FORMATS = {"YEAR": "%Y", "MONTH": "%Y%m", "DAY": "%Y%m%d", "HOUR": "%Y%m%d%H"}
@@ -118,12 +119,14 @@ def _place(table: tuple[str, str, str], partition: str) -> Place:
 def _in_time(table: tuple[str, str, str], partition: str, column: str, unit: str) -> str:
     if partition == NULL:
         return f"{quote(column)} IS NULL"
+    if partition == OUTSIDE:
+        return f"coalesce(year({quote(column)}) NOT BETWEEN 1960 AND 2159, false)"
     pattern = FORMATS[unit]
     try:
         well_formed = datetime.datetime.strptime(partition, pattern).strftime(pattern) == partition
     except ValueError:
         well_formed = False
-    if not well_formed:
+    if not (well_formed and 1960 <= int(partition[:4]) <= 2159):
         raise BigQueryError("invalid", f"Invalid {unit} partition id: {table[2]}${partition}")
     kind = next(str(field.type) for field in tables.columns(*table) if field.name.casefold() == column.casefold())
     value = f"({quote(column)} AT TIME ZONE 'UTC')::TIMESTAMP" if kind == "TIMESTAMP" else quote(column)
@@ -135,6 +138,8 @@ def _in_range(partition: str, integers: Any, table: tuple[str, str, str]) -> str
     if partition == NULL:
         return f"{column} IS NULL"
     start, end, step = (int(getattr(integers.range, name)) for name in ("start", "end", "interval"))
+    if partition == OUTSIDE:
+        return f"coalesce(NOT ({column} >= {start} AND {column} < {end}), false)"
     first = int(partition)
     if not start <= first < end or (first - start) % step:
         raise BigQueryError("invalid", f"Invalid range partition id: {table[2]}${partition}")

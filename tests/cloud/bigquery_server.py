@@ -17,10 +17,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import signal
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,20 +26,20 @@ from typing import Any
 
 import pytest
 
-HOST = "127.0.0.1"
+from tests.needs import kept, missing
+from tests.server_process import HOST, ServerProcess, free_ports, started
+
 VERSION = "0.4.0"
 HERE = Path(__file__).resolve().parent
 HOW_TO_GET_IT = "bash tests/cloud/install_bigquery.sh"
-START_S = 60.0
 
 
 def installed() -> Path:
-    """Where the server is installed. Without one the test is skipped, with the command that installs it; in CI it fails."""
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beam_pipelines" / "bigquery" / VERSION
-    if not (kept / "requirements.txt").is_file():
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say(f"the local BigQuery server is not installed. Enable the test: {HOW_TO_GET_IT}")
-    return kept
+    """Where the server is installed; `missing` where it is not."""
+    folder = kept("bigquery", VERSION)
+    if not (folder / "requirements.txt").is_file():
+        missing("the local BigQuery server is not installed", HOW_TO_GET_IT)
+    return folder
 
 
 @dataclass(eq=False)
@@ -51,13 +47,19 @@ class BigQueryServer:
     """A server that can be started, stopped and killed; its ports and tables stay the same."""
 
     folder: Path
-    port: int
-    grpc_port: int
+    process: ServerProcess  # its ports: REST, gRPC
     project: str = "test-project"
     storage: str | None = None  # "http://127.0.0.1:PORT" of a Cloud Storage server, for jobs that name gs:// files
-    _process: subprocess.Popen[bytes] | None = None
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _client: Any = None
+
+    @property
+    def port(self) -> int:
+        return self.process.ports[0]
+
+    @property
+    def grpc_port(self) -> int:
+        return self.process.ports[1]
 
     @property
     def rest(self) -> str:
@@ -71,15 +73,6 @@ class BigQueryServer:
     def environment(self) -> dict[str, str]:
         addresses = {"BIGQUERY_EMULATOR_HOST": self.rest, "BIGQUERY_STORAGE_EMULATOR_HOST": self.grpc}
         return {**addresses, "STORAGE_EMULATOR_HOST": self.storage} if self.storage else addresses
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "server.log"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server was not started"
-        return self._process.pid
 
     def client(self) -> Any:
         """A google.cloud.bigquery.Client of this server."""
@@ -117,54 +110,25 @@ class BigQueryServer:
         return self.client().load_table_from_file(file, table, job_id=job_id, job_config=config).result(timeout=120)
 
     def start(self) -> None:
-        """Starts it and waits until both ports answer; fails with the end of its log where they do not."""
-        assert self._process is None, "the server runs already"
+        """Starts it, as `ServerProcess.start`."""
         environment = {**os.environ, "HOME": str(self.folder / "home")}
         for name in ("BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST", "PYTHONPATH"):
             environment.pop(name, None)  # it is the server; and it has another Python than we
         if self.storage:
             environment["STORAGE_EMULATOR_HOST"] = self.storage
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command(), env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_S
-        while not (_listens(self.port) and _listens(self.grpc_port)):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise ServerDidNotStart(f"the local BigQuery server did not start:\n{self.log.read_text('utf-8', 'replace')[-2000:]}")
-            time.sleep(0.02)
+        self.process.start(self._command(), environment)
 
     def stop(self) -> None:
-        """Ends it in good order, if it runs."""
-        self._end(signal.SIGTERM)
+        self.process.stop()
 
     def kill(self) -> None:
-        """Ends it as a crash would (kill -9), if it runs."""
-        self._end(signal.SIGKILL)
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
+        self.process.kill()
 
     def _command(self) -> list[str]:
         python = installed() / "venv" / "bin" / "python"
         ports = ["--host", HOST, "--port", str(self.port), "--grpc-port", str(self.grpc_port)]
         return [str(python), str(HERE / "bigquery_launcher.py"), *ports, "--project", self.project,
                 "--data-dir", str(self.folder / "tables")]  # fmt: skip
-
-    def _end(self, by: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(by)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-
-
-class ServerDidNotStart(Exception):
-    """Often another process took one of its ports; the message ends with its log."""
 
 
 @contextmanager
@@ -173,14 +137,11 @@ def running_bigquery(folder: Path, *, storage: str | None = None) -> Iterator[Bi
     home = folder / "home"
     home.mkdir(parents=True)
     (home / ".duckdb").symlink_to(installed() / "home" / ".duckdb")  # the extensions, which the server only reads
-    for last in (False, False, True):
-        server = BigQueryServer(folder, *_free_ports(), storage=storage)
-        try:
-            server.start()
-            break
-        except ServerDidNotStart as error:  # another process may take a port between our look and its start
-            if last:
-                pytest.fail(str(error))
+
+    def made() -> BigQueryServer:
+        return BigQueryServer(folder, ServerProcess("the local BigQuery server", free_ports(2), folder / "server.log"), storage=storage)
+
+    server = started(made)
     try:
         yield server
     finally:
@@ -199,16 +160,3 @@ def own_bigquery(tmp_path: Path) -> Iterator[BigQueryServer]:
     """A BigQuery server for one test that stops or kills it."""
     with running_bigquery(tmp_path / "bigquery") as server:
         yield server
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind((HOST, 0))
-        other.bind((HOST, 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((HOST, port)) == 0

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+from tests.server_process import HOST
+
 RUNNING, DONE, FAILED = "JOB_STATE_RUNNING", "JOB_STATE_DONE", "JOB_STATE_FAILED"
 
 
 class DataflowService:
-    """The jobs that were handed in, as the service was given them; `refuse` is an HTTP status that it answers instead."""
+    """The jobs that were handed in, as the service was given them; `refuse` is an HTTP status that it answers instead; `watched` is called when someone asks how a job is."""
 
     def __init__(self) -> None:
         self.jobs: list[dict[str, Any]] = []
         self.first_state = RUNNING
         self.refuse: int | None = None
+        self.watched: Callable[[], object] = lambda: None
         self.url = ""
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def running_service() -> Iterator[DataflowService]:
             if job_id.endswith("/messages"):
                 return self._answer({})
             if job_id:
+                service.watched()
                 return self._answer(next(job for job in service.jobs if job["id"] == job_id))
             name = parse_qs(url.query).get("name", [None])[0]
             return self._answer({"jobs": [job for job in service.jobs if name in (None, job["name"])]})
@@ -62,7 +66,7 @@ def running_service() -> Iterator[DataflowService]:
         def log_message(self, *args: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((HOST, 0), Handler)
     service.url = f"http://localhost:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -15,12 +15,7 @@ memory, so a killed one has lost them: an outage of a service that loses nothing
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import signal
-import socket
-import subprocess
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -31,34 +26,35 @@ from typing import Any
 
 import pytest
 
-from tests.cloud.gcs_gate import Gate
+from tests.cloud.http_gate import Gate
+from tests.needs import kept, missing
+from tests.server_process import HOST, ServerProcess, free_ports, started
 
-HOST = "127.0.0.1"
 VERSION = "v1.56.1"
 HOW_TO_GET_IT = "bash tests/cloud/install_gcs.sh"
-START_S = 30.0
 _LINE = re.compile(r'msg="\S+ - - \[[^]]*\] \\"([A-Z]+) (\S+) ')
 
 
 def installed() -> Path:
-    """The program. Without it the test is skipped, with the command that installs it; in CI it fails."""
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beam_pipelines" / "fake-gcs-server" / VERSION
-    if not (kept / "fake-gcs-server").is_file():
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say(f"the local Cloud Storage server is not installed. Enable the test: {HOW_TO_GET_IT}")
-    return kept / "fake-gcs-server"
+    """The program; `missing` where it is not."""
+    program = kept("fake-gcs-server", VERSION, "fake-gcs-server")
+    if not program.is_file():
+        missing("the local Cloud Storage server is not installed", HOW_TO_GET_IT)
+    return program
 
 
 @dataclass(eq=False)
 class GcsServer:
     """A server that can be started and killed; with a `gate`, clients come through that."""
 
-    folder: Path
-    port: int
+    process: ServerProcess
     gate: Gate | None = None
-    _process: subprocess.Popen[bytes] | None = None
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _client: Any = None
+
+    @property
+    def port(self) -> int:
+        return self.process.ports[0]
 
     @property
     def url(self) -> str:
@@ -68,10 +64,6 @@ class GcsServer:
     @property
     def environment(self) -> dict[str, str]:
         return {"STORAGE_EMULATOR_HOST": self.url, "NO_GCE_CHECK": "true"}
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "server.log"
 
     def client(self) -> Any:
         """A google.cloud.storage.Client of this server, not through the gate."""
@@ -97,42 +89,22 @@ class GcsServer:
     def counted(self) -> Iterator[Counter[str]]:
         """Filled, when the block is left, with the requests that came meanwhile, by kind."""
         found: Counter[str] = Counter()
-        start = self.log.stat().st_size
+        start = self.process.log.stat().st_size
         yield found
-        with self.log.open("rb") as log:
+        with self.process.log.open("rb") as log:
             log.seek(start)
             found.update(_kind(*m.groups()) for m in _LINE.finditer(log.read().decode()))
 
     def start(self) -> None:
-        """Starts it and waits until it answers; fails with the end of its log where it does not."""
-        assert self._process is None, "the server runs already"
+        """Starts it, as `ServerProcess.start`."""
         where = f"{HOST}:{self.port}"
         command = [str(installed()), "-scheme", "http", "-host", HOST, "-port", str(self.port), "-public-host", where,
                    "-external-url", self.url, "-backend", "memory", "-log-level", "info"]  # fmt: skip
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_S
-        while not _listens(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise ServerDidNotStart(f"the local Cloud Storage server did not start:\n{self.log.read_text('utf-8', 'replace')[-2000:]}")
-            time.sleep(0.01)
+        self.process.start(command)
 
     def kill(self) -> None:
         """Ends it (kill -9), if it runs; its objects are gone."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(signal.SIGKILL)
-            process.wait(10)
-
-    def restart(self) -> None:
-        """An empty one at the same address."""
-        self.kill()
-        self.start()
-
-
-class ServerDidNotStart(Exception):
-    """Often another process took its port; the message ends with its log."""
+        self.process.kill()
 
 
 def _kind(method: str, target: str) -> str:
@@ -154,15 +126,12 @@ def running_gcs(folder: Path, *, gated: bool = False) -> Iterator[GcsServer]:
     """An empty server, which is ended when the block is left."""
     folder.mkdir(parents=True, exist_ok=True)
     installed()
-    for last in (False, False, True):
-        port = _free_port()
-        server = GcsServer(folder, port, Gate(port) if gated else None)
-        try:
-            server.start()
-            break
-        except ServerDidNotStart as error:  # another process may take the port between our look and its start
-            if last:
-                pytest.fail(str(error))
+
+    def made() -> GcsServer:
+        process = ServerProcess("the local Cloud Storage server", free_ports(1), folder / "server.log")
+        return GcsServer(process, Gate(process.ports[0]) if gated else None)
+
+    server = started(made)
     try:
         yield server
     finally:
@@ -183,15 +152,3 @@ def own_gcs(tmp_path: Path) -> Iterator[GcsServer]:
     """A Cloud Storage server behind a gate, for one test that cuts it off or loses its answers."""
     with running_gcs(tmp_path / "gcs", gated=True) as server:
         yield server
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((HOST, port)) == 0

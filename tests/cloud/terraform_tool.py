@@ -16,30 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import ROOT
+from tests.needs import kept, missing
 
 HERE = Path(__file__).resolve().parent
 SOURCE = ROOT / "terraform"
 PROVIDERS = "6.50.0"
 NEEDS = (1, 11)  # `override_during = plan` in the test files
 HOW_TO_GET_IT = "bash tests/cloud/install_terraform_stub.sh"
+TERRAFORM = "install 1.11 or newer: https://developer.hashicorp.com/terraform/install"
 
 
 def require_terraform() -> tuple[str, Path]:
-    """The program, and the folder of the stub. Without one of them the test is skipped, with what to install; in CI it fails."""
-    program = shutil.which("terraform")
-    stub = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beam_pipelines" / "terraform" / PROVIDERS
-    wrong = None
+    """The program, and the folder of the stub; `missing` where one of them is not."""
+    program, stub = shutil.which("terraform"), kept("terraform", PROVIDERS)
     if program is None:
-        wrong = "Terraform is not in PATH. Install 1.11 or newer: https://developer.hashicorp.com/terraform/install"
-    elif version_of(program) < NEEDS:
-        wrong = f"{program} is Terraform {'.'.join(map(str, version_of(program)))}. Install 1.11 or newer: https://developer.hashicorp.com/terraform/install"
-    elif not (stub / "terraform.rc").is_file():
-        wrong = f"the stub of Google's providers is not installed. Enable the test: {HOW_TO_GET_IT}"
-    if wrong or program is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(wrong or "")
+        missing("Terraform is not in PATH", TERRAFORM)
+    if version_of(program) < NEEDS:
+        missing(f"{program} is Terraform {'.'.join(map(str, version_of(program)))}", TERRAFORM)
+    if not (stub / "terraform.rc").is_file():
+        missing("the stub of Google's providers is not installed", HOW_TO_GET_IT)
     return program, stub
 
 

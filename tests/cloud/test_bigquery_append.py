@@ -17,7 +17,7 @@ from apache_beam.testing.util import assert_that
 
 from beam_pipelines.arrow.schema import CHANGE
 from beam_pipelines.errors import SinkError, SpecError
-from beam_pipelines.sinks.bigquery_append import AppendDeadLettersToBigQuery, AppendToBigQuery, _Append, close_appenders
+from beam_pipelines.sinks.bigquery_append import AppendDeadLettersToBigQuery, AppendToBigQuery, _Append, _table_of, close_appenders
 from beam_pipelines.sinks.bigquery_appender import Appender, ArrowRows
 from beam_pipelines.sinks.bigquery_calls import Writing
 from beam_pipelines.sinks.bigquery_limits import ROW_BYTES
@@ -318,6 +318,39 @@ def test_a_table_is_made_once_and_grows(bigquery: BigQueryServer) -> None:
     assert fields_there(client, table) == grown.fields
     found = client.get_table(table)
     assert (found.time_partitioning.field, found.clustering_fields) == ("at", ["name"])
+
+
+def test_how_stale_a_table_may_be_is_set_and_changed_and_else_left_alone(bigquery: BigQueryServer) -> None:
+    table, client = f"{bigquery.dataset()}.t", bigquery.client()
+
+    def staleness() -> Any:
+        return client.get_table(table).max_staleness
+
+    ensure_table(client, table, FIELDS, primary_key=["id"], max_staleness=600_000_000)
+    assert staleness() == "0-0 0 0:10:0"
+    more = (*FIELDS, Field("dest", "STRING"))
+    for micros, expected in ((None, "0-0 0 0:10:0"), (3_600_000_000, "0-0 0 1:0:0")):
+        assert not ensure_table(client, table, FIELDS, primary_key=["id"], max_staleness=micros).grown
+        assert staleness() == expected
+    changed = client.get_table(table).etag
+    ensure_table(client, table, FIELDS, primary_key=["id"], max_staleness=3_600_000_000)
+    assert client.get_table(table).etag == changed, "the same again changes nothing"
+    assert ensure_table(client, table, more, primary_key=["id"], max_staleness=60_000_000).grown
+    assert staleness() == "0-0 0 0:1:0"
+    assert fields_there(client, table) == more
+
+
+def test_the_table_of_upserts_says_how_stale_it_may_be(bigquery: BigQueryServer) -> None:
+    sink = sink_of(bigquery, "upsert", max_staleness="10m")
+    _table_of(AppendToBigQuery(sink, label="rows", run=RUN, key=("id",)).settings).fields(rows_of(range(1)).schema)
+    assert bigquery.client().get_table(f"{sink.table}_speed").max_staleness == "0-0 0 0:10:0"
+
+
+@pytest.mark.parametrize("by", ["range(id, 0, 20, 10)", "day()"])
+def test_a_stream_appends_to_tables_by_ranges_and_by_the_time_of_ingestion(bigquery: BigQueryServer, by: str) -> None:
+    sink = sink_of(bigquery, "at_least_once", partition_by=by)
+    assert Stage(sink).bundle(rows_of(range(30))) == []
+    assert stored(bigquery, sink) == list(range(30))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,10 @@ from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.serving.tables import open_tables
 from beam_pipelines.sinks import load_jobs, manifest
 from beam_pipelines.spec.load import LoadedSpec, load_spec
-from tests.cloud.bigquery_server import BigQueryServer
+from tests.cloud.bigquery_server import BigQueryServer, running_bigquery
+from tests.cloud.gcs_server import GcsServer
+from tests.cloud.http_gate import Gate
+from tests.server_process import HOST
 
 pytestmark = pytest.mark.cloud
 
@@ -232,34 +238,43 @@ def test_a_letter_is_never_refused(loaded: LoadedSpec, dataset: str, bigquery: B
     assert max(letter["bytes"] for letter in told) > 10_000_000
 
 
-DIES = """
-import os, sys
+RUN = """
+import sys
 from beam_pipelines.runners.direct import Call, run_batch
-from beam_pipelines.sinks import load_jobs
 from beam_pipelines.spec.load import load_spec
-
-once, done = load_jobs._Job._once, []
-
-def dies(job, job_id):
-    if len(done) == 2:
-        if sys.argv[2] == "answer":
-            once(job, job_id)
-        os._exit(9)
-    done.append(job_id)
-    return once(job, job_id)
-
-load_jobs._Job._once, load_jobs.AT_ONCE = dies, 1
 run_batch(load_spec(sys.argv[1]), Call(run_id="one"))
 """
 
 
-@pytest.mark.parametrize("lost", ["job", "answer"])
+@pytest.mark.parametrize("begins", [2, 3], ids=["job", "answer"])
 def test_a_process_that_dies_among_its_load_jobs_is_carried_to_its_end_by_the_next(
-    loaded: LoadedSpec, dataset: str, bigquery: BigQueryServer, environment: dict[str, str], lost: str
+    loaded: LoadedSpec, dataset: str, bigquery: BigQueryServer, environment: dict[str, str], begins: int
 ) -> None:
     """It dies after the second job of several, or before it hears that the third is done; the next run begins with what was decided, and loads nothing twice."""
-    dead = subprocess.run([sys.executable, "-c", DIES, loaded.path, lost], env={**environment, **bigquery.environment}, check=False)
-    assert dead.returncode == 9
+    gate, done, dead = Gate(bigquery.port), threading.Semaphore(0), threading.Event()
+    came, went = itertools.count(1), itertools.count(1)
+
+    def before(method: str, target: str) -> None:
+        if method == "PUT" and next(came) > begins:
+            dead.wait(120)
+
+    def after(method: str, target: str) -> None:
+        if method == "PUT":
+            third = next(went) == 3
+            done.release()
+            dead.wait(120 if third else 0)
+
+    gate.before, gate.after = before, after
+    gated = {**environment, **bigquery.environment, "BIGQUERY_EMULATOR_HOST": f"http://{HOST}:{gate.port}"}
+    child = subprocess.Popen([sys.executable, "-c", RUN, loaded.path], env=gated)
+    try:
+        assert all(done.acquire(timeout=120) for _ in range(begins))
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait(10)
+        gate.away()
+        dead.set()
     assert [c.run_id for c in manifest.unfinished(loaded.state)] == ["one"]
     begun = {job.job_id for job in bigquery.client().list_jobs(state_filter="done") if job.job_type == "load"}
     written(Path(loaded.directory), "a.jsonl", [])
@@ -273,29 +288,36 @@ def test_a_process_that_dies_among_its_load_jobs_is_carried_to_its_end_by_the_ne
     assert len(every) == len(set(every))
 
 
+@pytest.mark.parametrize(("files", "begins"), [("named", "POST"), ("uploaded", "PUT")])
 def test_a_server_that_is_away_for_a_while_is_waited_for(
-    own_bigquery: BigQueryServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gcs: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str, begins: str
 ) -> None:
-    """It is killed while it loads, and comes back: every row is there once."""
-    for name, value in own_bigquery.environment.items():
-        monkeypatch.setenv(name, value)
-    dataset = own_bigquery.dataset()
-    (tmp_path / "spec.yaml").write_text(SPEC.format(dataset=dataset), "utf-8")
-    written(tmp_path, "a.jsonl", [order(n, day=n % 3) for n in range(30)])
-    began = load_jobs._Job._begin
-    killed: list[str] = []
+    """It is killed before a job is begun, and before it is heard that one was, and comes back: every row is there once."""
+    with running_bigquery(tmp_path / "bigquery", storage=gcs.url) as server:
+        gate, killed = Gate(server.port), list[str]()
+        for name, value in {**gcs.environment, **server.environment, "BIGQUERY_EMULATOR_HOST": f"http://{HOST}:{gate.port}"}.items():
+            monkeypatch.setenv(name, value)
+        dataset = server.dataset()
+        state = f"state: gs://{gcs.bucket()}/state\n" if files == "named" else ""
+        (tmp_path / "spec.yaml").write_text(SPEC.format(dataset=dataset) + state, "utf-8")
+        written(tmp_path, "a.jsonl", [order(n, day=n % 3) for n in range(30)])
 
-    def begin(job: Any, job_id: str) -> Any:
-        if len(killed) < 2:  # before a request is sent, and before its answer is read
-            killed.append(job_id)
-            if len(killed) == 2:
-                began(job, job_id)
-            own_bigquery.kill()
-            threading.Timer(2.0, own_bigquery.start).start()
-            raise ConnectionError("the connection was reset") from None
-        return began(job, job_id)
+        def die(at: str, method: str, target: str) -> None:
+            if at not in killed and target.partition("?")[0].endswith("/jobs") and method == (begins if killed else "POST"):
+                killed.append(at)
+                # One that it was killed in would run for ever on the local server.
+                while any(job.state != "DONE" for job in server.client().list_jobs()):
+                    time.sleep(0.05)
+                server.kill()
+                threading.Timer(2.0, server.start).start()
+                raise ConnectionResetError
 
-    monkeypatch.setattr(load_jobs, "AT_ONCE", 1)
-    monkeypatch.setattr(load_jobs._Job, "_begin", begin)
-    run(load_spec(tmp_path / "spec.yaml"))
-    assert counts(own_bigquery, dataset) == {"2026-01-01": 10, "2026-01-02": 10, "2026-01-03": 10}
+        gate.before = partial(die, "before")
+        gate.after = partial(die, "after")
+        monkeypatch.setattr(load_jobs, "AT_ONCE", 1)  # so that no other job is under way when the server dies
+        try:
+            run(load_spec(tmp_path / "spec.yaml"))
+        finally:
+            gate.away()
+        assert killed == ["before", "after"]
+        assert counts(server, dataset) == {"2026-01-01": 10, "2026-01-02": 10, "2026-01-03": 10}

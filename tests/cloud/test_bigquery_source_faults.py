@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import pytest
 
@@ -15,12 +16,13 @@ from beam_pipelines.errors import SourceError, SpecError, TransientError
 from beam_pipelines.runners.direct import run_batch
 from beam_pipelines.sources.bigquery import pieces
 from beam_pipelines.sources.bigquery_session import reader
-from tests.cloud.bigquery_gate import Gate, running_gate
 from tests.cloud.bigquery_line import Line
 from tests.cloud.bigquery_orders import ROWS, ids_by_position, narrow, read_by_source, rows, spec
 from tests.cloud.bigquery_server import BigQueryServer
+from tests.cloud.grpc_gate import Gate, running_gate
 
 pytestmark = [pytest.mark.cloud, pytest.mark.usefixtures("google_here")]
+Code = grpc.StatusCode
 
 
 @pytest.fixture
@@ -75,14 +77,14 @@ def offsets(gate: Gate) -> list[int]:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("UNAVAILABLE", "going away"),
-        ("RESOURCE_EXHAUSTED", "quota"),
-        ("INTERNAL", "Received RST_STREAM with error code 2"),
-        ("UNKNOWN", "None No status received"),
-        ("ABORTED", "again"),
+        (Code.UNAVAILABLE, "going away"),
+        (Code.RESOURCE_EXHAUSTED, "quota"),
+        (Code.INTERNAL, "Received RST_STREAM with error code 2"),
+        (Code.UNKNOWN, "None No status received"),
+        (Code.ABORTED, "again"),
     ],
 )
-def test_a_stream_goes_on_at_its_offset_after_what_passes(gate: Gate, wide_table: str, code: str, said: str) -> None:
+def test_a_stream_goes_on_at_its_offset_after_what_passes(gate: Gate, wide_table: str, code: grpc.StatusCode, said: str) -> None:
     part = narrow(wide_table)
     whole = ids_by_position(part, 0)
     gate.requests.clear()
@@ -93,8 +95,8 @@ def test_a_stream_goes_on_at_its_offset_after_what_passes(gate: Gate, wide_table
 
 
 def test_a_whole_run_through_breaking_streams_and_quotas_is_the_same(gate: Gate, orders_table: str, tmp_path: Path) -> None:
-    gate.refuse("CreateReadSession", "RESOURCE_EXHAUSTED", "Quota exceeded: CreateReadSession requests", times=3)
-    gate.refuse("ReadRows", "UNAVAILABLE", times=6, after=4)
+    gate.refuse("CreateReadSession", Code.RESOURCE_EXHAUSTED, "Quota exceeded: CreateReadSession requests", times=3)
+    gate.refuse("ReadRows", Code.UNAVAILABLE, times=6, after=4)
     loaded = spec(tmp_path, f"{{bigquery: {orders_table}}}")
     record = run_batch(loaded)
     assert (record.status, sum(read_by_source(record).values())) == ("success", ROWS)
@@ -107,27 +109,27 @@ def test_a_whole_run_through_breaking_streams_and_quotas_is_the_same(gate: Gate,
     [
         (
             "CreateReadSession",
-            "PERMISSION_DENIED",
+            Code.PERMISSION_DENIED,
             "no bigquery.tables.getData",
             SourceError,
             r"no permission: no bigquery.tables.getData. .*roles/bigquery.dataViewer",
         ),
-        ("CreateReadSession", "UNAUTHENTICATED", "bad token", SourceError, "no permission: bad token"),
+        ("CreateReadSession", Code.UNAUTHENTICATED, "bad token", SourceError, "no permission: bad token"),
         (
             "CreateReadSession",
-            "INVALID_ARGUMENT",
+            Code.INVALID_ARGUMENT,
             "non-table entities cannot be read",
             SpecError,
             "non-table entities cannot be read. .*Views are read by a query",
         ),
-        ("CreateReadSession", "INTERNAL", "a bug", SourceError, "INTERNAL: a bug"),
-        ("ReadRows", "NOT_FOUND", "session expired", TransientError, "the read session is over: session expired"),
-        ("ReadRows", "FAILED_PRECONDITION", "session expired", TransientError, "the read session is over"),
-        ("ReadRows", "PERMISSION_DENIED", "revoked", SourceError, "no permission: revoked"),
+        ("CreateReadSession", Code.INTERNAL, "a bug", SourceError, "INTERNAL: a bug"),
+        ("ReadRows", Code.NOT_FOUND, "session expired", TransientError, "the read session is over: session expired"),
+        ("ReadRows", Code.FAILED_PRECONDITION, "session expired", TransientError, "the read session is over"),
+        ("ReadRows", Code.PERMISSION_DENIED, "revoked", SourceError, "no permission: revoked"),
     ],
 )
 def test_what_does_not_pass_stops_at_once(
-    gate: Gate, wide_table: str, method: str, code: str, said: str, error: type[Exception], expected: str
+    gate: Gate, wide_table: str, method: str, code: grpc.StatusCode, said: str, error: type[Exception], expected: str
 ) -> None:
     gate.refuse(method, code, said)
     with pytest.raises(error, match=expected):
@@ -139,7 +141,7 @@ def test_a_failed_stream_fails_the_run_and_leaves_the_outputs_as_they_were(gate:
     loaded = spec(tmp_path, f"{{bigquery: {orders_table}, where: 'id < 5000'}}")
     run_batch(loaded)
     before = rows(loaded)
-    gate.refuse("ReadRows", "PERMISSION_DENIED", "revoked", times=20)
+    gate.refuse("ReadRows", Code.PERMISSION_DENIED, "revoked", times=20)
     with pytest.raises(SourceError, match="no permission: revoked"):
         run_batch(loaded)
     assert rows(loaded) == before

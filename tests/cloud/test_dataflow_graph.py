@@ -15,10 +15,8 @@ import msgspec
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from beam_pipelines.runners.dataflow import job as dataflow_job
 from beam_pipelines.runners.dataflow.graph import MOST_BYTES, Graph
 from beam_pipelines.runners.dataflow.job import Call, submit
-from beam_pipelines.spec import secrets
 from tests.cloud.dataflow_specs import FLIGHTS, JOB, PLAIN, flights, loaded
 from tests.cloud.gcs_server import GcsServer
 
@@ -44,10 +42,10 @@ KEPT_BY_A_STREAM: dict[str, tuple[tuple[str, ...], dict[str, str], dict[str, str
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credentials, no project of this machine, and nobody who gives a secret away."""
-    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "NO_GCE_CHECK", "PUBSUB_EMULATOR_HOST"):
+    """No project of this machine, and no credentials: whoever wants any, for a secret or a service, fails."""
+    for name in ("GOOGLE_CLOUD_PROJECT", "NO_GCE_CHECK", "PUBSUB_EMULATOR_HOST"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(secrets, "_from_gcp", lambda name: pytest.fail(f"the graph needs secret {name}"))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
 
 
 @pytest.fixture
@@ -60,39 +58,30 @@ def lake(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"gs://{bucket.name}/lake"
 
 
-def proto_of(folder: Path, text: str, mode: Any, monkeypatch: pytest.MonkeyPatch, **parameters: str) -> tuple[Any, Graph]:
+def proto_of(folder: Path, text: str, mode: Any, **parameters: str) -> tuple[Any, Graph]:
     """Beam's proto as the service would get it, and our description of it."""
-    protos: list[Any] = []
-    real = dataflow_job.graph_of
-    monkeypatch.setattr(dataflow_job, "graph_of", lambda found: protos.append(found) or real(found))
-    submit(loaded(folder, text, **parameters), Call(replace(JOB, graph=str(folder / "graph.json")), mode, "r1"))
-    return protos[-1], msgspec.json.decode((folder / "graph.json").read_bytes(), type=Graph)
+    built = submit(loaded(folder, text, **parameters), Call(replace(JOB, graph=str(folder / "graph.json")), mode, "r1"))
+    return built._result.job.proto_pipeline, msgspec.json.decode((folder / "graph.json").read_bytes(), type=Graph)
 
 
 @pytest.fixture(params=["stream", "batch"])
-def built(
-    request: pytest.FixtureRequest, offline: None, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, Any, Graph]:
-    return request.param, *proto_of(tmp_path, FLIGHTS, request.param, monkeypatch, lake=lake)
+def built(request: pytest.FixtureRequest, offline: None, lake: str, tmp_path: Path) -> tuple[str, Any, Graph]:
+    return request.param, *proto_of(tmp_path, FLIGHTS, request.param, lake=lake)
 
 
 def test_a_stream_is_built_without_any_service(offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # nobody is there
-    _, graph = proto_of(tmp_path, PLAIN, "stream", monkeypatch)
+    _, graph = proto_of(tmp_path, PLAIN, "stream")
     assert graph.steps["Read-0/Pull/Read"].kind == "pubsub_read"
 
 
-def test_what_a_stream_keeps_is_found_again_by_the_next_version(
-    offline: None, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, graph = proto_of(tmp_path, FLIGHTS, "stream", monkeypatch, lake=lake)
+def test_what_a_stream_keeps_is_found_again_by_the_next_version(offline: None, lake: str, tmp_path: Path) -> None:
+    _, graph = proto_of(tmp_path, FLIGHTS, "stream", lake=lake)
     assert {name: (step.inputs, step.states, step.timers) for name, step in graph.steps.items() if step.keeps} == KEPT_BY_A_STREAM
 
 
-def test_a_stream_has_no_step_that_would_hold_everything_back(
-    offline: None, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, graph = proto_of(tmp_path, FLIGHTS, "stream", monkeypatch, lake=lake)
+def test_a_stream_has_no_step_that_would_hold_everything_back(offline: None, lake: str, tmp_path: Path) -> None:
+    _, graph = proto_of(tmp_path, FLIGHTS, "stream", lake=lake)
     assert [name for name, step in graph.steps.items() if step.kind == "group_by_key" or step.side_inputs] == []
     assert not [timer for step in graph.steps.values() for timer in step.timers.values() if timer != "event_time"]
 

@@ -60,7 +60,7 @@ def play(spec: LoadedSpec, stream: Messages) -> None:
     keyed_state.forget()
     begun = of_trial(spec.spec, spec.state, "s1")
     begin(spec.state, 1)
-    resume = Resume(begun.before, begun.first, make=lambda source, number: _Played(stream, number))
+    resume = Resume(begun.before, make=lambda source, number: _Played(stream, number))
     with beam.Pipeline("BundleBasedDirectRunner", options=PipelineOptions(["--streaming"])) as pipeline:
         build(pipeline, Job(spec.spec, begun.run, str(Path(spec.directory) / "tmp"), resume=resume))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +18,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from google.protobuf.duration_pb2 import Duration
+from google.pubsub_v1.types import SeekRequest
 
 from beam_pipelines.errors import RunError, SinkError, SourceError, SpecError
 from beam_pipelines.places import list_files, read_bytes
+from beam_pipelines.pubsub_service import EMULATOR
 from beam_pipelines.runners.beam_options import Options
-from beam_pipelines.runners.dataflow import starts
 from beam_pipelines.runners.dataflow.job import Call, submit
 from beam_pipelines.runners.dataflow.service import jobs_of, remembered
 from beam_pipelines.sinks.epochs import all_starts, latest_epoch
@@ -30,6 +35,8 @@ from beam_pipelines.spec.load import LoadedSpec
 from tests.cloud.dataflow_service import DONE, FAILED, DataflowService, running_service
 from tests.cloud.dataflow_specs import JOB, SUBSCRIPTION, flights, loaded
 from tests.cloud.gcs_server import GcsServer
+from tests.cloud.grpc_gate import running_gate
+from tests.pubsub_servers import PubsubServer, texts
 
 pytestmark = pytest.mark.cloud
 
@@ -173,17 +180,27 @@ def test_a_launch_that_would_replace_a_job_starts_one_where_none_runs(service: D
 
 
 def test_a_next_start_has_everything_delivered_again_that_open_windows_need(
-    service: DataflowService, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: DataflowService, lake: str, emulator: PubsubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, asked = loaded(tmp_path, lake=lake), []
+    topic, subscription = emulator.pair(retain_acked_messages=True, message_retention_duration=Duration(seconds=7 * 86_400))
+    emulator.publish(topic, b"acknowledged")
+    emulator.ack(subscription, emulator.take(subscription, 1))
+    spec = loaded(tmp_path, change={SUBSCRIPTION: subscription}, lake=lake)
     submit(spec, call(service, lake, "stream", run_id="s1"))
     service.jobs[0]["currentState"] = "JOB_STATE_CANCELLED"
-    reached = 1_700_000_000_000_000
+    reached = time.time_ns() // 1_000
     write_progress(spec.state, 1, Reached(reached))
-    monkeypatch.setattr(starts, "go_back", lambda subscription, micros: asked.append((subscription, micros)))
-    second = submit(spec, call(service, lake, "stream", run_id="s2"))
+    with running_gate(emulator.address) as gate:
+        begins = replace(
+            call(service, lake, "stream", run_id="s2", update=True, or_start=True),
+            say=lambda _: monkeypatch.setenv(EMULATOR, gate.address),  # said after the check, which refuses an emulator
+        )
+        second = submit(spec, begins)
     assert (second.run.epoch, len(service.jobs)) == (2, 2)
-    assert asked == [(SUBSCRIPTION, reached - 2 * horizon(spec.spec) - 1_000_000)]  # a drained job may have noted the end of an open window
+    [sought] = [SeekRequest.pb().FromString(request) for request in gate.requests["Seek"]]
+    since = reached - 2 * horizon(spec.spec) - 1_000_000  # a drained job may have noted the end of an open window
+    assert (sought.subscription, sought.time.ToMicroseconds()) == (subscription, since)
+    assert texts(emulator.take(subscription, 1)) == ["acknowledged"]
 
 
 def test_a_next_start_that_cannot_go_back_takes_no_epoch(
@@ -192,12 +209,8 @@ def test_a_next_start_that_cannot_go_back_takes_no_epoch(
     spec = loaded(tmp_path, lake=lake)
     submit(spec, call(service, lake, "stream", run_id="s1"))
     service.jobs[0]["currentState"] = "JOB_STATE_CANCELLED"
-
-    def refuses(subscription: str, micros: int | None) -> None:
-        raise SourceError("keeps no acknowledged messages")
-
-    monkeypatch.setattr(starts, "go_back", refuses)
-    with pytest.raises(SourceError):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
+    with pytest.raises(SourceError, match=r"missing\.json"):
         submit(spec, call(service, lake, "stream", run_id="s2"))
     assert (latest_epoch(spec.state), len(service.jobs)) == (1, 1)
 
@@ -288,15 +301,14 @@ def test_a_followed_batch_that_fails_leaves_outputs_as_they_were(service: Datafl
     assert list_files(f"{lake}/flights/.staging") == []
 
 
-def test_whoever_stops_waiting_leaves_the_job_its_claims(
-    service: DataflowService, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_stops_waiting_leaves_the_job_its_claims(service: DataflowService, lake: str, tmp_path: Path) -> None:
     handed_in = submit(loaded(tmp_path, lake=lake), call(service, lake, run_id="r1"))
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        service.jobs[0]["currentState"] = DONE  # for Beam's thread, which would look for ever
 
-    monkeypatch.setattr(handed_in._result, "wait_until_finish", interrupted)
+    service.watched = interrupt
     with pytest.raises(KeyboardInterrupt):
         handed_in.wait()
     assert list_files(f"{lake}/flights/.staging") == ["claim.json"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import kept, missing
+
 pytestmark = pytest.mark.cloud
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -23,11 +25,10 @@ def steps() -> list[tuple[str, str]]:
 
 
 def test_the_linter_has_nothing_to_say() -> None:
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beam_pipelines" / "hadolint" / "2.15.1" / "bin" / "hadolint"
-    program = shutil.which("hadolint") or (str(kept) if kept.is_file() else None)
+    installed = kept("hadolint", "2.15.1", "bin", "hadolint")
+    program = shutil.which("hadolint") or (str(installed) if installed.is_file() else None)
     if program is None:
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say(f"hadolint is not installed. Enable the test: {HOW_TO_GET_IT}")
+        missing("hadolint is not installed", HOW_TO_GET_IT)
     linted = subprocess.run([program, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (linted.returncode, linted.stdout) == (0, "")
 

@@ -21,8 +21,8 @@ from beam_pipelines.places.sql import reading
 from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.spec.load import LoadedSpec, load_spec
-from tests.cloud.gcs_gate import Gate
 from tests.cloud.gcs_server import GcsServer
+from tests.cloud.http_gate import Gate
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.cloud
@@ -153,7 +153,7 @@ def test_a_file_that_is_gone_is_one_sentence(loaded: LoadedSpec, gcs: GcsServer,
     bucket = loaded.state.removeprefix("gs://").partition("/")[0]
     places.delete(f"gs://{bucket}/{next(n for n in gcs.names(bucket, 'lake/rows/'))}")
     told_so = said(capsys, "query", loaded.path, "SELECT sum(v) FROM rows", code=1)
-    assert "a new run writes it again" in told_so
+    assert "a new run over its range writes it again" in told_so
 
 
 # ── processes that are killed, cut off, refused ──────────────────────────────────────────────────────────────────────────────────────────────────

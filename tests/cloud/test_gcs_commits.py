@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
+from beam_pipelines.errors import SinkError
 from beam_pipelines.places import list_files
-from beam_pipelines.sinks.claims import holders
+from beam_pipelines.sinks.claims import holders, release
 from beam_pipelines.sinks.committing import prepare
 from beam_pipelines.sinks.epochs import Fence, latest_epoch, take_epoch
 from beam_pipelines.sinks.manifest import numbers, unfinished
@@ -124,6 +126,44 @@ def test_a_decision_whose_answer_is_lost_is_made_once(own_gcs: GcsServer, monkey
     assert lost.hits == 2  # of the claim, and of the decision
     assert list_files(f"{lake.state}/commits") == ["00000001.done", "00000001.json"]
     assert lake.view() == OLD
+
+
+@pytest.mark.parametrize("act", ["/rewriteTo/", "DELETE", "prefix=out"])
+def test_moves_deletions_and_looks_of_a_commit_are_under_way_at_once(own_gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+    """Four requests wait for one another: one after the other they would for ever."""
+    for name, value in own_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    lake, met = GsLake.of(own_gcs.bucket()), threading.Barrier(4)
+    many = [(n, f"p{n}") for n in range(8)]
+    lake.go("r1", lake.output(), rows(*many))  # type: ignore[arg-type]
+
+    def meet(method: str, target: str) -> None:
+        if act in f"{method} {target}" and "k%3Dp" in target:
+            with suppress(threading.BrokenBarrierError):
+                met.wait(30)
+
+    own_gcs.gate.before = meet  # type: ignore[union-attr]
+    lake.go("r2", lake.output(), rows(*many))  # type: ignore[arg-type]
+    assert not met.broken
+    assert lake.view() == lake.glob() == many
+
+
+def test_a_move_that_is_refused_ends_the_commit_and_the_next_run_carries_it_out(
+    own_gcs: GcsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in own_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    lake = GsLake.of(own_gcs.bucket())
+    many = [(n, f"p{n:02d}") for n in range(100)]
+    refused = own_gcs.gate.answer(403, when=lambda _, target: "/rewriteTo/" in target and "p07" in target)  # type: ignore[union-attr]
+    with pytest.raises(SinkError, match="permission denied"):
+        lake.go("r1", lake.output(), rows(*many))  # type: ignore[arg-type]
+    assert [c.run_id for c in unfinished(lake.state)] == ["r1"]
+    assert 0 < len(own_gcs.names(str(lake.folder), "out/k=")) < 100, "those under way were done, others not begun"
+    refused.times = 0
+    release([lake.output()], lake.run("r1"))
+    lake.go("r2", lake.output(), rows((100, "p99")))
+    assert lake.view() == lake.glob() == sorted([*many[:-1], (100, "p99")], key=repr)
 
 
 def test_requests_of_a_commit(lake: GsLake, gcs: GcsServer) -> None:

@@ -164,6 +164,15 @@ def test_every_word_of_a_launch_goes_to_whom_it_is_for(tmp_path: Path) -> None:
     assert "spec" in OURS
 
 
+@pytest.mark.parametrize("word", ["--spec={}", "--spec {}"])
+def test_the_spec_is_named_in_one_word_or_two(lake: str, tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The spec is found: what is wrong is said of it."""
+    assert main([*word.format(f"{lake}/none.json").split(), "--mode=batch"]) != 0
+    assert f"{lake}/none.json" in capsys.readouterr().err
+    assert main(["--spec"]) == 2
+    assert "--spec is missing" in capsys.readouterr().err
+
+
 @pytest.fixture
 def service() -> Iterator[DataflowService]:
     with running_service() as found:

@@ -12,6 +12,7 @@ from tests.faults.stream_jobs import Job, Lake, check
 from tests.faults.truth import FLUSH, Message, messages, truth
 from tests.pubsub_servers import PubsubServer
 
+pytestmark = pytest.mark.slow  # whole jobs, each started twice
 COUNT = 1_500
 
 
@@ -62,7 +63,6 @@ def test_sigterm_in_mid_window_drains_and_the_next_start_completes_the_windows(b
     assert "drained" not in kept, "windows that a drain cut short are completed"
 
 
-@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_loses_nothing(broker: PubsubServer, tmp_path: Path) -> None:
     sent = messages(12, COUNT)
     first, rest = halves(sent)
@@ -74,7 +74,6 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(broker: PubsubServer, tmp_p
     finished(broker, lake, sent)
 
 
-@pytest.mark.slow
 def test_of_two_processes_on_one_output_the_older_is_fenced(broker: PubsubServer, tmp_path: Path) -> None:
     sent = messages(13, COUNT)
     first, rest = halves(sent)

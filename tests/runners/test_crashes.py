@@ -196,6 +196,7 @@ def test_rows_at_positions_are_all_found() -> None:
     assert [b.column(POSITION).to_pylist() for b in found] == [[2], [7]]
 
 
+@pytest.mark.slow
 def test_a_batch_over_the_archive_keeps_out_what_the_stream_has_found_to_crash_unless_a_repair_has_helped(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(SPEC)

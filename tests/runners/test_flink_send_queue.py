@@ -9,13 +9,16 @@ import pytest
 from apache_beam.runners.worker import data_plane
 from apache_beam.runners.worker.data_plane import ClosableOutputStream
 
+from beam_pipelines.runners import bundle_ends
 from beam_pipelines.runners.flink import send_queue
 
 NAMES = ("_DEFAULT_SEND_QUEUE_MAX_BYTES", "_DEFAULT_SEND_QUEUE_MAX_ELEMENTS", "_DEFAULT_SIZE_FLUSH_THRESHOLD")
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
+def _as_beam_made_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a worker of Flink, also where a stream on Prism ran in this process before, after which ends wait for the answer of their bundle."""
+    monkeypatch.setattr(data_plane.GrpcClientDataChannel, "_enqueue_to_send", bundle_ends._beams_enqueue)
     before, create = {name: getattr(data_plane, name) for name in NAMES}, ClosableOutputStream.create
     yield
     for name, value in before.items():

@@ -62,6 +62,7 @@ def test_nothing_but_the_program_is_left_in_the_cache(environ: dict[str, str]) -
     assert sorted(os.listdir(kept.parent)) == ["lock", "prism"]
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_get_one_build(environ: dict[str, str], tmp_path: Path) -> None:
     mine = {name: value for name, value in os.environ.items() if name != VARIABLE}
     code = "from beam_pipelines.runners.prism_binary import find_prism; print(find_prism())"

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.errors import RunError
@@ -25,6 +25,7 @@ from beam_pipelines.serving.report.verdict import balances, dead_of, usual
 from beam_pipelines.serving.tables import stale_table
 from beam_pipelines.sinks.ledger import Line
 from beam_pipelines.sinks.results import CheckResult, Metadata, OutputResult, RunResults, ThresholdResult
+from tests import laws
 from tests.sinks.lake import Lake
 from tests.sinks.speed_lake import SOURCE, Speed, letters, rows
 
@@ -146,12 +147,12 @@ RUNS = st.builds(
 AGREEMENTS = st.lists(st.builds(Agreement, WORDS, WORDS, COUNTS, COUNTS, COUNTS, COUNTS, WORDS), max_size=3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
+@laws.share(30)
 @given(run=RUNS, others=st.lists(RUNS, max_size=2), agreed=AGREEMENTS)
 def test_whatever_a_record_says_the_page_is_safe_and_whole(
-    tmp_path: Path, run: RunResults, others: list[RunResults], agreed: list[Agreement]
+    tmp_path_factory: pytest.TempPathFactory, run: RunResults, others: list[RunResults], agreed: list[Agreement]
 ) -> None:
-    page = report_page(str(tmp_path), run, runs=[run, *others], event_time="t", compare=lambda: agreed)
+    page = report_page(str(tmp_path_factory.mktemp("state")), run, runs=[run, *others], event_time="t", compare=lambda: agreed)
     assert ("Batch and stream" in parsed(page).said) == bool(agreed)
 
 
@@ -203,7 +204,7 @@ def reference(late: list[int]) -> tuple[int, ...]:
     return tuple(sum(1 for x in late if sum(x >= edge for edge in LATENESS) == i) for i in range(len(LATENESS) + 1))
 
 
-@settings(max_examples=25, deadline=None)
+@laws.share(12)
 @given(st.lists(INSTANTS, min_size=1, max_size=40))
 def test_every_row_is_in_one_bar_and_one_bucket(tmp_path_factory: pytest.TempPathFactory, event: list[int | None]) -> None:
     speed = Speed(tmp_path_factory.mktemp("lake"))

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.ranges import Range
@@ -27,6 +27,7 @@ from beam_pipelines.sinks.reached import Reached, begin, write_progress
 from beam_pipelines.sinks.resolutions import resolve
 from beam_pipelines.sinks.run import RunInfo
 from tests.cli.conftest import Call, call, orders
+from tests.laws import share
 from tests.serving.test_views import DAY, TIMES, commit, letter, run_over_letters, timed
 from tests.sinks import lake as batch
 from tests.sinks.lake import Lake
@@ -58,7 +59,7 @@ def served(path: Path, sql: str) -> list[tuple[Any, ...]]:
         return client.execute(sql).fetchall()
 
 
-@settings(max_examples=8, deadline=None)
+@share(5)
 @given(TIMES, TIMES, st.sets(st.integers(0, 7), max_size=3), st.booleans())
 def test_every_table_is_what_query_has(
     tmp_path_factory: pytest.TempPathFactory, stored: list[int | None], computed: list[int | None], gone: set[int], relative: bool

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.ranges import Range
@@ -19,6 +19,7 @@ from beam_pipelines.serving.views import views
 from beam_pipelines.sinks.commit import Verdicts, conclude
 from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.run import Clock, Output, RunInfo
+from tests.laws import share
 from tests.sinks.lake import Lake
 from tests.sinks.speed_lake import SOURCE, Speed, letters, panes, rows
 
@@ -47,7 +48,7 @@ def ask(speed: Speed, sql: str) -> list[tuple[Any, ...]]:
     return open_tables(speed.state).execute(sql).fetchall()
 
 
-@settings(max_examples=25, deadline=None)
+@share(12)
 @given(TIMES, TIMES, st.sampled_from(sorted(UNITS)), st.booleans(), st.booleans())
 def test_batch_in_the_partitions_it_wrote_and_speed_elsewhere(
     tmp_path_factory: pytest.TempPathFactory, stored: list[int | None], computed: list[int | None], unit: str, grown: bool, placed: bool

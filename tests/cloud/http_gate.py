@@ -4,6 +4,7 @@ gate = Gate(port); gate.port                 # clients connect here
 gate.away(); gate.back()                     # connections are refused, then taken again
 gate.answer(503, when=uploads, times=2)      # instead of the server
 gate.lose(when=uploads, times=1)             # the server gets the request and acts; the client sees the connection end
+gate.before = gate.after = wait              # called with each request before it is passed on, and before its answer is given; who raises breaks the connection
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HOST = "127.0.0.1"
+from tests.server_process import HOST
+
 When = Callable[[str, str], bool]
 """Of method and target (path and query) of a request."""
 _HOP = {"connection", "transfer-encoding", "keep-alive", "host", "content-length"}
@@ -41,6 +43,8 @@ class Gate:
         self._lock = threading.Lock()
         self._server: _Server | None = None
         self.connections: set[socket.socket] = set()
+        self.before: Callable[[str, str], object] = lambda method, target: None
+        self.after = self.before
         self.back()
 
     def back(self) -> None:
@@ -117,12 +121,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self._body()
+        self.server.gate.before(self.command, self.path)
         rule = self.server.gate.matching(self.command, self.path)
         if rule is not None and rule.status is not None:
             said = b'{"error": {"code": %d, "message": "from the gate"}}' % rule.status
             self._send(rule.status, [("Content-Type", "application/json")], said)
             return
         status, headers, answer = self._ask(body)
+        self.server.gate.after(self.command, self.path)
         if rule is not None:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -136,7 +142,11 @@ class _Handler(BaseHTTPRequestHandler):
         answer = asked.getresponse()
         content = answer.read()
         asked.close()
-        return answer.status, [(k, v) for k, v in answer.getheaders() if k.lower() not in _HOP], content
+        return answer.status, [(k, self._hither(v)) for k, v in answer.getheaders() if k.lower() not in _HOP], content
+
+    def _hither(self, header: str) -> str:
+        """The place that an upload goes on at is the gate's too."""
+        return header.replace(f"{HOST}:{self.server.gate.to_port}", f"{HOST}:{self.server.gate.port}")
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
