@@ -13,6 +13,7 @@ from beam_pipelines.errors import SpecError, nearest
 
 _UNSAFE_IN_NAMES = frozenset('/=%\\:*?"<>|[]{}')
 TRANSFORMS = ("day", "hour", "month", "year", "range")
+_LIMIT = 2**63
 OUTSIDE = "__UNPARTITIONED__"
 """The partition of numbers outside of all ranges; the word is BigQuery's."""
 
@@ -66,6 +67,8 @@ def _range(text: str, inside: str) -> Partition:
         start = end = step = 0
     if not (column and start < end and step > 0):
         raise SpecError(f"partition_by {text!r}: expected range(column, start, end, step): whole numbers, start < end and step > 0.")
+    if start < -_LIMIT or end >= _LIMIT or end - start >= _LIMIT:
+        raise SpecError(f"partition_by {text!r}: expected numbers of 64 bits that are less than 2^63 apart.")
     return Partition("range", column.strip('"'), (start, end, step))
 
 

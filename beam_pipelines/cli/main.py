@@ -13,7 +13,6 @@ from types import FrameType
 from typing import NoReturn
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for plugins costs 60 ms, and none is used
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads for matrices wait actively, and nothing multiplies matrices
 
 import click
 

@@ -214,6 +214,8 @@ def _stream(found: LoadedSpec, asked: Asked) -> RunResults:
 def _batch(found: LoadedSpec, asked: Asked) -> Iterator[RunResults]:
     """The record of the run, or those of all runs over new files as they end."""
     os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # read when Arrow is loaded: it keeps a block's memory for the next
+    if all(step.apply is None for step in found.spec.transform):  # numpy's threads for matrices wait actively, and we multiply none
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from beam_pipelines.runners.lean_beam import import_lean_beam
     from beam_pipelines.runners.options import check_flags, engine_for
     from beam_pipelines.spec.secrets import expect_keys

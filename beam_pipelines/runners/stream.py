@@ -175,6 +175,7 @@ def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[
             state_here() if run.engine == _PRISM else contextlib.nullcontext(),
             _running(partial(build, job=job), call, run) as running,
         ):
+            gc.collect()
             gc.freeze()  # what the start has made stays for good, and is not looked through again
             gc.enable()
             _supervise(running, call, begun, elsewhere)

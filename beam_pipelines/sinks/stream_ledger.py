@@ -139,8 +139,15 @@ def _archived(state: str, outputs: StreamOutputs) -> dict[str, int]:
         for folder, source in zip(outputs.archive, outputs.sources, strict=False):  # a stream of an older version named no sources
             if holds(folder, pubsub_avro.SUFFIX):
                 files = [path for path in _files(folder, pubsub_avro.SUFFIX) if since is None or pubsub_avro.may_hold(path, since)]
-                found[source] = sum(pool.map(pubsub_avro.count_messages, files))
+                found[source] = sum(pool.map(_counted, files))
     return found
+
+
+def _counted(path: str) -> int:
+    try:
+        return pubsub_avro.count_messages(path)
+    except FileNotFoundError:  # its age has ended since it was listed
+        return 0
 
 
 def _sets(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
@@ -196,8 +203,9 @@ def _line(source: str, sinks: _Sinks, counts: Mapping[int, int], late: Sequence[
     refused = {
         name: sum(n for doors, n in counts.items() if doors & sinks.refused(name) and not doors & _DUPLICATE) for name in sinks.names
     }
+    read = rows(_READ)
     return Line(
-        source, max(archived, sum(counts.values())) if archived else rows(_READ), rows(_DEAD), rows(_DUPLICATE), rows(_FILTERED), written, {name: n for name, n in refused.items() if n},
+        source, read + max(archived, sum(counts.values()) - read) if archived else read, rows(_DEAD), rows(_DUPLICATE), rows(_FILTERED), written, {name: n for name, n in refused.items() if n},
         late={name: n for s, name, n in late if s == source},
     )  # fmt: skip
 

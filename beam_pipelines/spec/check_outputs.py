@@ -266,6 +266,6 @@ def _check_partition(
         document.problem(path, f"the partition would be called {partition.name!r}, as a column is already")
     names.add(partition.name)
     column = pipeline.contract.columns.get(partition.column)
-    if rows and column is not None and column.sensitive in ("drop", "redact"):
+    if rows and column is not None and (column.sensitive in ("drop", "redact") or (column.sensitive and partition.transform)):
         document.problem(path, f"column {partition.column!r} is sensitive ({column.sensitive}): it cannot name a directory")
     return partition

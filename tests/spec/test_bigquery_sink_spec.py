@@ -66,6 +66,8 @@ def test_files_are_placed_so_that_each_partition_of_the_table_has_its_own(by: st
             "p.yaml:12:21: sinks[0].bigquery.partition_by: partition_by 'range(id, 0, 10)': expected range(column, start,",
         ),
         ("partition_by: range(id, 0, 10, 0)", "start < end and step > 0"),
+        ("partition_by: range(id, 0, 9223372036854775808, 1000000000000000)", "expected numbers of 64 bits that are less than 2^63 apart"),
+        ("partition_by: range(id, -9223372036854775808, 0, 1000000000000000)", "less than 2^63 apart"),
         ("partition_by: range(ident, 0, 10, 1)", "unknown column 'ident'; did you mean 'id'?"),
         ("partition_by: range(at, 0, 10, 1)", "column 'at' has type TIMESTAMP"),
         ("partition_by: range(big, 0, 10, 1)", "column 'big' has type UBIGINT; expected an integer of at most 63 bits"),

@@ -283,6 +283,17 @@ def test_notes_say_what_is_valid_and_worth_knowing() -> None:
     assert load(sinks="[{from: rows, csv: {path: a}}, {from: dead_letters, csv: {path: b}}]").notes == ()
 
 
+def test_what_is_masked_is_not_cut_into_ranges() -> None:
+    contract = "{key: [id], columns: {id: {type: int64, sensitive: hmac}}}"
+    ranges, plain = (f"[{{from: rows, parquet: {{path: r, partition_by: ['{by}']}}}}]" for by in ("range(id, 0, 10, 1)", "id"))
+    key = "env:KEY"
+    found = problems(contract=contract, sinks=ranges, hmac_key=key)
+    assert [p for p in found if "partition_by" in p] == [
+        "sinks[0].parquet.partition_by[0]: column 'id' is sensitive (hmac): it cannot name a directory"
+    ]
+    assert load(contract=contract, sinks=plain, hmac_key=key).spec.hmac_key == key
+
+
 def test_problems_in_the_shape_and_in_the_meaning_are_told_together() -> None:
     found = problems(
         checks="[{name: a, expr: 'q > 1'}, {name: b, expr: 'n > 1', severity: worn}]", deduplicate="{keeep: oldest, order_by: q}"

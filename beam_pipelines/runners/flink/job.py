@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -351,12 +351,18 @@ def options_for(where: Target, flags: Sequence[str], *, endpoint: str, streaming
         endpoint, where.workers, flags, streaming=streaming, slots=where.slots, task_managers=where.task_managers, path=path
     )
     wanted = options.view_as(FlinkRunnerOptions).parallelism
-    if wanted > where.slots and not _GROWS.intersection(where.rest.configuration()):
+    if wanted > where.slots and not _yields(where.rest.configuration()):
         raise SpecError(
             f"--parallelism={wanted}: the cluster has {where.slots} slot{'s' * (where.slots != 1)}; the job would wait for more, and fail after minutes.",
             hint="Ask for less, or give the cluster more slots.",
         )
     return options
+
+
+def _yields(configuration: Mapping[str, str]) -> bool:
+    """Whether the cluster starts task managers for a job, or runs one with fewer slots than it asks for."""
+    adaptive = configuration.get("jobmanager.scheduler", "").lower() == "adaptive" or "scheduler-mode" in configuration
+    return adaptive or bool(_GROWS.intersection(configuration))
 
 
 def _cancel(rest: FlinkRest, names: Callable[[], Collection[str]], say: Say) -> None:
