@@ -26,7 +26,7 @@ _COLORS: dict[State, str] = {"good": "green", "warning": "yellow", "bad": "red",
 @click.option("--set", "set_", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the spec; may be repeated.")
 @click.option("--parameters", "parameters_file", type=click.Path(), help="YAML or JSON file with parameter values.")
 @click.option("--mode", type=click.Choice(["batch", "stream"]), help="Which sources and outputs to look at; default: all of the spec.")
-@click.option("--runner", default="direct", show_default=True, help="direct: this machine. flink: a cluster.")
+@click.option("--runner", default="direct", show_default=True, help="direct: this machine. flink: a cluster. Dataflow is not covered.")
 @flink_options
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @log_options
@@ -37,17 +37,22 @@ def doctor(
 ) -> int:  # fmt: skip
     """Look at this machine, at SPEC with its sources, outputs and state, and at the cluster; say of each how it is, and what to do.
 
-    Nothing is changed and nothing is run. With the options that `run` gets, it looks at what that run would need. Exit code 1: something is bad.
+    Nothing is changed and nothing is run. With the options that `run` gets, it looks at what that run would need; what Dataflow would need, `run --runner dataflow`
+    says before it hands the job in. Exit code 1: something is bad.
     """
     if spec is not None and spec.startswith("--"):  # no spec: the first word after -- is an option of Beam
         beam_options, spec = (spec, *beam_options), None
-    cluster = _checked(runner, mode, beam_options, flink)
+    cluster = _checked(runner, beam_options, flink)
+    found_spec = _loaded(spec, set_, parameters_file, mode)
     from beam_pipelines.runners.beam_options import unknown_flags
-    from beam_pipelines.runners.doctor import Examination, examine
+    from beam_pipelines.runners.doctor import Examination, examine, modes_of
     from beam_pipelines.runners.findings import Finding
+    from beam_pipelines.spec.load import LoadedSpec
 
+    known = modes_of(found_spec.spec, mode) if isinstance(found_spec, LoadedSpec) else (mode,) if mode is not None else ()
+    _check_runner(runner, known)
     unknown = [Finding("Beam options", "warning", sentence, "Leave it out.") for sentence in unknown_flags(beam_options)]
-    found = [*unknown, *examine(Examination(_loaded(spec, set_, parameters_file, mode), mode, cluster, beam_options))]
+    found = [*unknown, *examine(Examination(found_spec, mode, cluster, beam_options))]
     counts = Counter(finding.state for finding in found)
     if as_json:
         checks = [{"check": f.check, "state": f.state, "found": f.found, "do": f.do} for f in found]
@@ -59,20 +64,37 @@ def doctor(
     return int(counts["bad"] > 0)
 
 
-def _checked(runner: str, mode: str | None, beam_options: tuple[str, ...], flink: dict[str, Any]) -> Any:
+def _checked(runner: str, beam_options: tuple[str, ...], flink: dict[str, Any]) -> Any:
     """The cluster, None for local runners. Raises SpecError where the call is wrong."""
-    from beam_pipelines.cli.stream import check_stream_runner
-    from beam_pipelines.runners.options import check_flags, engine_for, runs_on_flink
+    from beam_pipelines.runners.options import check_flags, runs_on_flink
 
     if beam_options and not beam_options[0].startswith("--"):
         raise SpecError(f"doctor: unexpected argument {beam_options[0]!r}.", hint="Beam options come after -- and look like --name=value.")
-    if mode == "stream":
-        check_stream_runner(runner)
-    else:
-        engine_for(runner)
     check_flags(beam_options)
     cluster = flink_of(runner, flink)
     return cluster if runs_on_flink(runner) else None
+
+
+def _check_runner(runner: str, modes: Sequence[str]) -> None:
+    """Raises SpecError where the runner cannot run one of the modes; where none is known, either."""
+    from beam_pipelines.cli.stream import check_stream_runner
+    from beam_pipelines.runners.dataflow.settings import runs_on_dataflow
+    from beam_pipelines.runners.options import engine_for
+
+    if runs_on_dataflow(runner):
+        raise SpecError(
+            f"doctor --runner {runner}: Dataflow is not looked at.", hint="`run` says what is wrong before it hands the job in."
+        )
+    if not modes:
+        try:
+            check_stream_runner(runner)
+        except SpecError:
+            engine_for(runner)
+    for mode in modes:
+        if mode == "stream":
+            check_stream_runner(runner)
+        else:
+            engine_for(runner)
 
 
 def _loaded(spec: str | None, set_: tuple[str, ...], parameters_file: str | None, mode: str | None) -> LoadedSpec | SpecError | None:

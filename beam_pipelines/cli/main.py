@@ -89,8 +89,16 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process with `code`. Python would look for garbage among all it holds, twice, before it lets go of it: 0.4 CPU s with Beam loaded."""
+    """Ends the process with `code`. Python would look for garbage among all it holds, twice, before it lets go of it: 0.4 CPU s with Beam loaded.
+
+    Where `doctor` has left a check behind, it ends at once: a thread that comes back from C++ to a Python that has ended aborts the process.
+    """
     gc.freeze()
+    findings = sys.modules.get("beam_pipelines.runners.findings")
+    if findings is not None and findings.left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -5,7 +5,6 @@ The functions are those with which a run starts; what a run would only find out 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -20,29 +19,32 @@ from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a co
 
 from beam_pipelines.edges import archives_of
 from beam_pipelines.errors import BeamPipelinesError, RunError, SinkError, SpecError, TransientError
-from beam_pipelines.places import is_local, local
+from beam_pipelines.places import exists, is_local, local
 from beam_pipelines.pubsub_service import Topic, code, is_transient, where
 from beam_pipelines.runners import stream
 from beam_pipelines.runners.direct import importable
-from beam_pipelines.runners.findings import Check, Finding, State, look_at
+from beam_pipelines.runners.findings import Check, Finding, State, checks_of, look_at
 from beam_pipelines.runners.flink.checks import look_at_flink
 from beam_pipelines.runners.flink.jars import find_java, java_version
 from beam_pipelines.runners.options import Flink
 from beam_pipelines.runners.prism_binary import VARIABLE, builder, prism_at_hand
-from beam_pipelines.runners.writable import expect_writable
+from beam_pipelines.runners.writable import expect_writable, nearest_folder
 from beam_pipelines.sinks import manifest
+from beam_pipelines.sinks.changes import check_layout
 from beam_pipelines.sinks.claims import holders, stale
-from beam_pipelines.sinks.committing import check_output
 from beam_pipelines.sinks.deletions import expect_archived
-from beam_pipelines.sinks.epochs import all_starts, latest_epoch
+from beam_pipelines.sinks.epochs import handed_in, newest_start
 from beam_pipelines.sinks.labels import labels_of
+from beam_pipelines.sinks.load_jobs import reach
+from beam_pipelines.sinks.loads import Table
 from beam_pipelines.sinks.owners import alive
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.publishing import Publisher
+from beam_pipelines.sinks.results import find_run
 from beam_pipelines.sinks.run import Output, RunInfo, new_run_id
 from beam_pipelines.sources.archive import hour_folders, written_files
 from beam_pipelines.sources.bigquery import open_source
-from beam_pipelines.sources.bigquery_session import check_query
+from beam_pipelines.sources.bigquery_session import Asked, check_columns, check_query, open_session
 from beam_pipelines.sources.files import list_files
 from beam_pipelines.sources.lookups import FileLookup, lookups_of
 from beam_pipelines.sources.pubsub import check_subscription
@@ -58,6 +60,7 @@ PYTHON = ((3, 11), (3, 14))
 BEAM = "2.77"
 """What tests run on."""
 _SERVICE_S = 5.0
+_TAKES_OVER = "A new start takes the stream over."
 _LITTLE, _TOO_LITTLE = 2 << 30, 200 << 20
 
 
@@ -77,12 +80,13 @@ def examine(asked: Examination) -> list[Finding]:
     if not isinstance(loaded, LoadedSpec):
         wrong = [] if loaded is None else [Finding("spec", "bad", loaded.message, loaded.hint)]
         return [*look_at(_machine(asked, None, (asked.mode,) if asked.mode else ("batch", "stream"))), *wrong]
-    modes = _modes(loaded.spec, asked.mode)
+    modes = modes_of(loaded.spec, asked.mode)
     with importable(loaded.directory):
         return look_at([*_machine(asked, loaded, modes), Check("spec", partial(_spec, loaded)), *_places(loaded, modes)])
 
 
-def _modes(spec: PipelineSpec, mode: str | None) -> tuple[str, ...]:
+def modes_of(spec: PipelineSpec, mode: str | None) -> tuple[str, ...]:
+    """Those that are looked at: `mode`, or all that have sources."""
     if mode is not None:
         return (mode,)
     return tuple(m for m, sources in (("batch", spec.sources.batch), ("stream", spec.sources.stream)) if sources)
@@ -144,19 +148,12 @@ def _space(flags: Sequence[str], loaded: LoadedSpec | None) -> Iterator[Finding]
     for what, folder in (("temporary files", str(temporary)), *((("state", loaded.state),) if loaded is not None else ())):
         if not is_local(folder):
             continue
-        free = shutil.disk_usage(_existing(local(folder))).free
+        free = shutil.disk_usage(nearest_folder(local(folder))).free
         do = "" if free >= _LITTLE else "Delete something, or choose another place: " + (
             "TMPDIR, or -- --temp_location=." if what == "temporary files" else "state in the spec."
         )  # fmt: skip
         state: State = "good" if free >= _LITTLE else "warning" if free >= _TOO_LITTLE else "bad"
         yield Finding(f"space for {what}", state, f"{free / 1e9:,.1f} GB free at {folder}", do)
-
-
-def _existing(folder: str) -> str:
-    folder = os.path.abspath(folder)
-    while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder)
-    return folder
 
 
 def _spec(loaded: LoadedSpec) -> Iterator[Finding]:
@@ -171,11 +168,11 @@ def _places(loaded: LoadedSpec, modes: Sequence[str]) -> list[Check]:
     return [
         Check("keys", partial(_keys, spec, modes)),
         Check("state", partial(_state, loaded.state, modes)),
-        *_sources(loaded, modes),
-        *_lookups(spec, modes),
-        *(_batch_sinks(spec, run) if "batch" in modes else ()),
-        *(_stream_sinks(spec, run) if "stream" in modes else ()),
-        *_topics(spec),
+        *checks_of("sources", partial(_sources, loaded, modes)),
+        *checks_of("lookups", partial(_lookups, spec, modes)),
+        *(checks_of("outputs, batch", partial(_batch_sinks, spec, run)) if "batch" in modes else ()),
+        *(checks_of("outputs, stream", partial(_stream_sinks, spec, run)) if "stream" in modes else ()),
+        *checks_of("topics", partial(_topics, spec)),
     ]
 
 
@@ -191,15 +188,19 @@ def _keys(spec: PipelineSpec, modes: Sequence[str]) -> Iterator[Finding]:
 def _state(folder: str, modes: Sequence[str]) -> Iterator[Finding]:
     expect_writable(folder)
     yield Finding("state", "good", f"{folder}: can be written, and of two who make one file one succeeds")
-    epoch = latest_epoch(folder) if "stream" in modes else 0
-    last = all_starts(folder)[epoch] if epoch else None
-    if last is not None and last.owner is not None and alive(last.owner):
-        yield Finding(
-            "state",
-            "warning",
-            f"start {epoch} of the stream runs: {last.owner.text}, since {last.started_at}",
-            "A new start takes the stream over.",
-        )
+    newest = newest_start(folder) if "stream" in modes else None
+    if newest is None:
+        return
+    epoch, last = newest
+    of_service = exists(handed_in(folder, last.run_id))
+    runs = None if of_service or last.owner is None else alive(last.owner)
+    if runs is None and find_run(folder, last.run_id) is None:
+        at = "Dataflow" if of_service else last.host
+        found = f"start {epoch} of the stream ran on {at}, since {last.started_at}; whether it still runs cannot be seen from here"
+        yield Finding("state", "warning", found, _TAKES_OVER)
+    elif runs:
+        found = f"start {epoch} of the stream runs: process {last.pid} on {last.host}, since {last.started_at}"
+        yield Finding("state", "warning", found, _TAKES_OVER)
 
 
 def _sources(loaded: LoadedSpec, modes: Sequence[str]) -> Iterator[Check]:
@@ -231,7 +232,9 @@ def _batch_source(name: str, source: BatchSource, loaded: LoadedSpec, number: in
             check_query(source, f"{name}: {source.name}", patience_s=_SERVICE_S)
             yield Finding(name, "good", f"{source.name}: BigQuery understands the query")
         else:
-            session = open_source(source, loaded.spec.contract, number=number, run_id=uuid.uuid4().hex, streams=1).session
+            session = open_source(
+                source, loaded.spec.contract, number=number, run_id=uuid.uuid4().hex, streams=1, patience_s=_SERVICE_S
+            ).session
             yield Finding(name, "good", f"{source.name}: a table of {len(session.schema.names)} columns")
     else:
         sizes = [size for _, size in list_files(source.patterns)]
@@ -247,29 +250,29 @@ def _subscription(name: str, source: PubsubSource) -> Iterator[Finding]:
 def _lookups(spec: PipelineSpec, modes: Sequence[str]) -> Iterator[Check]:
     lookups = lookups_of(spec)
     for name, lookup in lookups.items():
-        yield Check(f"lookups.{name}", partial(_lookup, lookup), late="not looked at")
+        in_service = isinstance(lookup.source, BigQueryLookup)
+        yield Check(f"lookups.{name}", partial(_lookup, lookup), late="bad" if in_service else "not looked at")
     if "stream" in modes:
         yield Check("steps", partial(_steps, spec, lookups), late="not looked at")
 
 
-def _asks(lookup: FileLookup) -> bool:
-    """Whether reading it would run a query, which costs."""
-    return isinstance(lookup.source, BigQueryLookup) and lookup.source.query is not None
-
-
 def _lookup(lookup: FileLookup) -> Iterator[Finding]:
     name, source = f"lookups.{lookup.name}", lookup.source
-    if isinstance(source, BigQueryLookup) and _asks(lookup):
+    if not isinstance(source, BigQueryLookup):
+        yield Finding(name, "good", f"{lookup().rows.num_rows:,} rows by {', '.join(source.keys)}")
+    elif source.query is not None:
         check_query(source, f"{name}: {source.name}", patience_s=_SERVICE_S)
         yield Finding(name, "good", f"{source.name}: BigQuery understands the query")
-    else:
-        yield Finding(name, "good", f"{lookup().rows.num_rows:,} rows by {', '.join(source.keys)}")
+    else:  # to read it costs
+        session = open_session(source, Asked(streams=1), who=f"lookup '{lookup.name}'", job=uuid.uuid4().hex, patience_s=_SERVICE_S)
+        check_columns(session.schema, (*source.keys, *(source.columns or ())), session.who)
+        yield Finding(name, "good", f"{source.name}: a table of {len(session.schema.names)} columns")
 
 
 def _steps(spec: PipelineSpec, lookups: Mapping[str, FileLookup]) -> Iterator[Finding]:
     """As at the start of a stream: expressions are compiled against the lookups' columns, functions of `apply` are imported."""
-    if any(map(_asks, lookups.values())):
-        yield Finding("steps", "not looked at", "a lookup is a query, which is not run for this")
+    if any(isinstance(lookup.source, BigQueryLookup) for lookup in lookups.values()):
+        yield Finding("steps", "not looked at", "a lookup lies in BigQuery, which is not read for this")
         return
     try:
         for lookup in lookups.values():
@@ -288,28 +291,39 @@ def _batch_sinks(spec: PipelineSpec, run: RunInfo) -> Iterator[Check]:
 
 
 def _output(output: Output, state: str) -> Iterator[Finding]:
-    check_output(output, manifest.snapshots(state, {output.name: output.path}).get(output.name))
+    check_layout(output, manifest.snapshots(state, {output.name: output.path}).get(output.name))
+    into = _reached(output.table)
     expect_writable(output.staging)
     for held in holders(output):
         if not stale(held):
             yield Finding(
                 f"output {output.name}, batch", "warning", f"run {held.run_id} writes it: {held.owner.text}", "Wait until it has ended."
             )
-    into = f", and dataset of {output.table.name}" if output.table is not None else ""
     yield Finding(f"output {output.name}, batch", "good", f"{output.path}{into}")
 
 
 def _stream_sinks(spec: PipelineSpec, run: RunInfo) -> Iterator[Check]:
     found = stream.outputs_of(spec, run)
+    tables = {output.name: output.table for output in outputs_of(spec, run)}
     for output in found.outputs:
-        yield Check(f"output {output.name}, stream", partial(_folder, f"output {output.name}, stream", output.folder))
+        name = f"output {output.name}, stream"
+        yield Check(name, partial(_folder, name, output.folder, tables.get(output.name)))
     for number, archive in enumerate(found.archive):
         yield Check(f"archive of sources.stream[{number}]", partial(_folder, f"archive of sources.stream[{number}]", archive))
 
 
-def _folder(name: str, folder: str) -> Iterator[Finding]:
+def _folder(name: str, folder: str, table: Table | None = None) -> Iterator[Finding]:
+    into = _reached(table)
     expect_writable(folder)
-    yield Finding(name, "good", folder)
+    yield Finding(name, "good", f"{folder}{into}")
+
+
+def _reached(table: Table | None) -> str:
+    """What is said of the table of an output, whose dataset is there."""
+    if table is None:
+        return ""
+    reach(table, patience_s=_SERVICE_S)
+    return f", and dataset of {table.name}"
 
 
 def _topics(spec: PipelineSpec) -> Iterator[Check]:

@@ -6,12 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, NoReturn
 
 from beam_pipelines.errors import BeamPipelinesError
 
 State = Literal["good", "warning", "bad", "not looked at"]
 PATIENCE_S = 10.0
+Late = Literal["bad", "not looked at"]
+LATE: dict[Late, str] = {
+    "bad": "Check the network, the endpoint and the credentials.",
+    "not looked at": "There may be much to read; else check the network, the endpoint and the credentials.",
+}
+"""What to do about a check that is not done in time, by its state."""
+_THREAD = "check "
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,19 @@ class Check:
 
     name: str
     look: Callable[[], Iterable[Finding]]
-    late: State = "bad"
+    late: Late = "bad"
+
+
+def checks_of(name: str, make: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The checks that `make` gives; where it raises, one called `name` that says so."""
+    try:
+        return list(make())
+    except Exception as error:
+        return [Check(name, partial(_raise, error))]
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 @dataclass
@@ -56,11 +76,17 @@ def look_at(checks: Sequence[Check], *, patience_s: float = PATIENCE_S) -> list[
     looks = [_Look(check) for check in checks]
     deadline = time.monotonic() + patience_s
     for look in looks:
-        threading.Thread(target=look, name=f"check {look.check.name}", daemon=True).start()
+        threading.Thread(target=look, name=f"{_THREAD}{look.check.name}", daemon=True).start()
     found: list[Finding] = []
     for look in looks:
         in_time = look.done.wait(max(0.0, deadline - time.monotonic()))
         found += tuple(look.found)
         if not in_time:
-            found.append(Finding(look.check.name, look.check.late, f"not done within {patience_s:g} s"))
+            late = look.check.late
+            found.append(Finding(look.check.name, late, f"not done within {patience_s:g} s", LATE[late]))
     return found
+
+
+def left_behind() -> bool:
+    """Whether a check is still under way in this process."""
+    return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())

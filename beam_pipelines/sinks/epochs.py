@@ -71,6 +71,13 @@ def all_starts(state: str) -> dict[int, Start]:
     return {number: msgspec.json.decode(content, type=Start) for number, content in contents.items() if content}
 
 
+def newest_start(state: str) -> tuple[int, Start] | None:
+    """The highest epoch and who took it; None before the first start."""
+    epoch = latest_epoch(state)
+    content = read_bytes(_path(state, epoch)) if epoch else None
+    return (epoch, msgspec.json.decode(content, type=Start)) if content else None
+
+
 def handed_in(state: str, run_id: str) -> str:
     """Where it is written down that a service runs this run, whose launcher may be gone."""
     return join(state, "dataflow", f"{run_id}.json")

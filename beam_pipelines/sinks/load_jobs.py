@@ -35,7 +35,7 @@ _TRIES = 5  # of a job that BigQuery itself broke off
 _FILES = 10_000  # that a job may name
 
 
-def reach(table: Table) -> None:
+def reach(table: Table, *, patience_s: float = REACH_S) -> None:
     """Raises SinkError where there is no such dataset, no permission, no credentials: before a job runs for an hour. TransientError where BigQuery does not answer."""
     service, dataset = _client(table), table.name.rpartition(".")[0]
 
@@ -45,7 +45,7 @@ def reach(table: Table) -> None:
             hint=f"Make it: bq mk --dataset {dataset.replace('.', ':', 1)}; this account needs roles/bigquery.dataEditor on it and roles/bigquery.jobUser on the project.",
         )
 
-    patiently(lambda: service.get_dataset(dataset, retry=None, timeout=60), table.name, refused, patience_s=REACH_S)
+    patiently(lambda: service.get_dataset(dataset, retry=None, timeout=60), table.name, refused, patience_s=patience_s)
 
 
 def fits(table: Table, columns: Sequence[tuple[str, str]]) -> bool:

@@ -31,6 +31,7 @@ from beam_pipelines.formats.columnar import positioned, roots
 from beam_pipelines.formats.reader import DECODE, Broken
 from beam_pipelines.sources.bigquery_range import Near
 from beam_pipelines.sources.bigquery_session import (
+    PATIENCE_S,
     Asked,
     Reader,
     Session,
@@ -84,9 +85,10 @@ class Opened(NamedTuple):
 
 
 def open_source(
-    source: BigQuerySource, contract: Contract, *, number: int, run_id: str, near: Near | None = None, streams: int | None = None
-) -> Opened:
-    """A session over what the contract needs of the source; `streams`: at most so many, in place of the spec's."""
+    source: BigQuerySource, contract: Contract, *, number: int, run_id: str, near: Near | None = None, streams: int | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Opened:  # fmt: skip
+    """A session over what the contract needs of the source; `streams`: at most so many, in place of the spec's. Raises as `open_session`."""
     who = f"sources.batch[{number}]"
     most = source.max_streams if streams is None else streams
 
@@ -95,7 +97,7 @@ def open_source(
         return Asked(_columns(source, contract, schema), _conditions(near, schema), most or 0)
 
     plain = source.columns is None and contract.unknown_columns != "drop" and near is None and source.row_id is None
-    session = open_session(source, Asked(streams=most or 0) if plain else asked, who=who, job=f"{run_id}:{number}")
+    session = open_session(source, Asked(streams=most or 0) if plain else asked, who=who, job=f"{run_id}:{number}", patience_s=patience_s)
     if source.row_id is not None and session.schema.field(source.row_id).type != pa.int64():
         kind = session.schema.field(source.row_id).type
         raise SpecError(f"{session.who}: row_id {source.row_id!r} has type {kind}; expected INT64, different in every row.")

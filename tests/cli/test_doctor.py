@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +15,17 @@ from typing import Any
 
 import pytest
 
-from beam_pipelines.runners import findings
-from beam_pipelines.runners.doctor import BEAM, PYTHON
+from beam_pipelines.errors import SpecError
+from beam_pipelines.runners import findings, writable
+from beam_pipelines.runners.doctor import BEAM, PYTHON, _state
 from beam_pipelines.runners.prism_binary import VARIABLE
+from beam_pipelines.runners.writable import expect_writable
 from beam_pipelines.sinks.claims import claim, release
 from beam_pipelines.sinks.epochs import take_epoch
+from beam_pipelines.sinks.owners import this_process
 from beam_pipelines.sinks.plan import outputs_of
-from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sinks.results import RunResults, metadata, write_run
+from beam_pipelines.sinks.run import RunInfo, utc_now
 from beam_pipelines.spec.load import load_spec
 from tests.cli.conftest import SPEC, Call
 from tests.conftest import ROOT
@@ -106,6 +114,22 @@ def test_what_is_at_work_is_a_warning(call: Call, orders: Path) -> None:
     assert [(check["state"], check["do"]) for check in found] == [("good", ""), ("warning", "A new start takes the stream over.")]
 
 
+def test_a_stream_of_another_machine_is_a_warning_until_its_record_is_there(call: Call, tmp_path: Path) -> None:
+    spec = with_subscription(tmp_path, "projects/demo-project/subscriptions/s")
+    loaded = load_spec(spec)
+    epoch = take_epoch(loaded.state, "stream-1")
+    path = next(Path(loaded.state).rglob("000001.json"))
+    path.write_text(
+        path.read_text().replace(this_process().machine, "far/boot/ns").replace(f'"host":"{socket.gethostname()}"', '"host":"far"')
+    )
+    said = [finding.found for finding in _state(loaded.state, ["stream"]) if finding.state == "warning"]
+    assert [sentence.partition(",")[0] for sentence in said] == [f"start {epoch} of the stream ran on far"]
+    assert [finding.state for finding in _state(loaded.state, ["batch"])] == ["good"]
+    run = RunInfo("stream-1", "orders", loaded.state, mode="stream", epoch=epoch)
+    write_run(loaded.state, RunResults(metadata(run, finished_at=utc_now()), "success"))
+    assert [finding.state for finding in _state(loaded.state, ["stream"])] == ["good"]
+
+
 def test_an_output_laid_out_in_another_way_is_bad_before_a_run_refuses_it(call: Call, orders: Path) -> None:
     call("run", orders)
     orders.write_text(orders.read_text().replace("day(placed_at)", "shop"))
@@ -118,6 +142,9 @@ def test_a_spec_that_is_wrong_is_a_finding_and_a_wrong_call_is_not(call: Call, o
     assert "declares no stream sources" in call("doctor", orders, "--mode", "stream", code=2).err
     assert "does nothing with --runner direct" in call("doctor", orders, "--flink-master", "h:1", code=2).err
     assert "unknown runner" in call("doctor", orders, "--runner", "spark", code=2).err
+    assert "unknown runner" in call("doctor", "--runner", "spark", code=2).err
+    assert "this is a batch" in call("doctor", orders, "--runner", "prism", code=2).err
+    assert "Dataflow is not looked at" in call("doctor", orders, "--runner", "dataflow", code=2).err
     assert "no spec" in call("doctor", "--set", "lake=x", code=2).err.replace("none is named", "no spec")
     assert "there is no such file" in call("doctor", tmp_path / "none.yaml", code=2).err
     orders.write_text(orders.read_text().replace("deduplicate: {}", "deduplicate: {with: 3d}"))
@@ -128,6 +155,22 @@ def test_a_spec_that_is_wrong_is_a_finding_and_a_wrong_call_is_not(call: Call, o
 
 def test_without_a_spec_it_looks_at_the_machine(call: Call) -> None:
     assert seen(call).keys() == {"Python", "Beam", "Java", "space for temporary files", "Prism"}
+    assert seen(call, "--runner", "prism").keys() == seen(call).keys()
+
+
+def test_a_place_leaves_no_folder_behind_and_takes_none_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "here" / "empty").mkdir(parents=True)
+    before = below(tmp_path)
+    for folder in ("here/empty", "here/empty/a/b", "new", "new/er"):
+        expect_writable(f"{tmp_path}/{folder}")
+        expect_writable(f"file://{tmp_path}/{folder}")
+        assert below(tmp_path) == before
+
+
+def test_a_mount_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+    other = writable._by_device.setdefault(os.stat("/proc").st_dev, threading.Lock())
+    with other:
+        expect_writable(str(tmp_path / "new"))
 
 
 def test_a_prism_that_is_not_here_is_a_warning_and_is_not_made(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +216,7 @@ def test_a_subscription_and_a_topic_are_looked_at_and_what_is_missing_is_named(
     assert found["sources.stream[0]"]["found"].endswith("ack deadline 25 s; the stream leases messages for 60 s at a time")
     assert found["output dead_letters_pubsub"]["found"] == topic
     assert found["output rows, stream"]["state"] == found["archive of sources.stream[0]"]["state"] == "good"
+    assert seen(call, spec, "--runner", "prism").keys() == found.keys()
     broker.publisher.delete_topic(topic=topic)
     broker.subscriber.delete_subscription(subscription=subscription)
     found = seen(call, spec, code=1)
@@ -213,9 +257,36 @@ def test_a_check_that_hangs_or_breaks_ends_no_other(silent_port: int) -> None:
     checks = [findings.Check("second", hangs, late="not looked at"), findings.Check("third", breaks), findings.Check("fourth", lambda: ())]
     assert findings.look_at(checks, patience_s=0.2) == [
         findings.Finding("first", "good", "seen"),
-        findings.Finding("second", "not looked at", "not done within 0.2 s"),
+        findings.Finding("second", "not looked at", "not done within 0.2 s", findings.LATE["not looked at"]),
         findings.Finding("third", "bad", "ZeroDivisionError: integer division or modulo by zero"),
     ]
+
+
+def test_checks_that_cannot_be_made_are_a_finding() -> None:
+    def breaks() -> Iterator[findings.Check]:
+        yield findings.Check("first", lambda: [findings.Finding("first", "good", "")])
+        raise SpecError("no such thing.", hint="Name another.")
+
+    assert findings.look_at(findings.checks_of("outputs", breaks)) == [
+        findings.Finding("outputs", "bad", "no such thing.", "Name another.")
+    ]
+
+
+def test_a_check_left_behind_ends_with_the_process_and_its_exit_code_stays() -> None:
+    code = """
+import atexit, sys, threading
+from beam_pipelines.cli.main import leave
+from beam_pipelines.runners.findings import Check, look_at
+atexit.register(print, "Python ended")
+hangs = Check("hangs", lambda: threading.Event().wait() or ())
+print(look_at([hangs] if sys.argv[1] == "hangs" else [], patience_s=0.0)[:0])
+leave(1)
+"""
+    ends = {how: subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True) for how in ("hangs", "is done")}
+    assert {how: (ended.returncode, ended.stdout) for how, ended in ends.items()} == {
+        "hangs": (1, "[]\n"),
+        "is done": (1, "[]\nPython ended\n"),
+    }
 
 
 def test_versions_are_those_of_the_package() -> None:
