@@ -393,8 +393,8 @@ def test_killed_in_the_middle_the_same_command_goes_on(tmp_path: Path, started: 
 def test_killed_steps_and_a_terminated_backfill_leave_what_can_go_on(tmp_path: Path, started: Any) -> None:
     loaded = three_days(tmp_path)
     process = started(loaded, *DAYS)
-    (pid, *_) = wait_for(lambda: children(process))
-    time.sleep(1.5)
+    wait_for(lambda: [*tmp_path.rglob("claim-*.json")])  # the first step is at work
+    (pid,) = children(process)
     os.kill(pid, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
