@@ -308,12 +308,7 @@ class Stream:
 
     def publishes(self) -> list[Publish]:
         """Sinks of rows and panes that are topics."""
-        return publishes_of(self.job.spec, self.job.run, published_before=self._published_before)
-
-    @property
-    def _published_before(self) -> int | None:
-        """Rows that arrived before were published by an earlier start. None where an attribute is the clock: a new message may say that it arrived before."""
-        return self.resume.reached if all(source.arrival is None for source in self.job.spec.sources.stream) else None
+        return publishes_of(self.job.spec, self.job.run)
 
     def store(self, write: Write | Publish, rows: beam.PCollection, label: str) -> beam.PCollection:
         """Stores an output as bundles end; gives the letters of rows it refuses."""
@@ -340,7 +335,7 @@ class Stream:
             self.stored.append(stored.files)
         for name, append in letter_appends_of(self.job.spec, self.job.run).items():
             self.stored.append((letters | f"Append-{name}" >> append).files)
-        for publish in letter_publishes_of(self.job.spec, self.job.run, published_before=self._published_before):
+        for publish in letter_publishes_of(self.job.spec, self.job.run):
             self.stored.append((letters | f"Write-{publish.output.name}" >> publish).files)
         doors = tuple(self.doors) | "AllDoors" >> beam.Flatten()
         self.stored.append(doors | "Write-doors" >> WriteDoors(self.job.run))

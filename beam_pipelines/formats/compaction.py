@@ -34,16 +34,19 @@ from beam_pipelines.places import delete, join, list_files, locked, size, stamp
 
 GRACE_S = 60.0
 QUIET_S = 3600.0
-QUIET_LEVEL = 2
+_QUIET_LEVEL = 2
+SETTLED_LEVEL = 9
+"""Of the files of settled folders: they are not merged, only settled anew."""
 _MOST = 512
 _GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
 _damaged: set[str] = set()  # files of this process's passes that could not be read: merging leaves them to readers, who report them
 
 
 class Step(NamedTuple):
-    """One durable act of a compaction. `merged`: a file that got its name; `deleted`: one that was replaced; `swept`: one never finished."""
+    """One durable act of a compaction. `merged`: a file that got its name; `settled`: the last one of a settled folder; `deleted`: one that was replaced;
+    `swept`: one never finished."""
 
-    act: Literal["merged", "deleted", "swept"]
+    act: Literal["merged", "settled", "deleted", "swept"]
     path: str
 
 
@@ -59,7 +62,7 @@ class Compacted:
     def of(cls, steps: Iterable[Step]) -> Compacted:
         """What all the steps did."""
         acts = [step.act for step in steps]
-        return cls(acts.count("merged"), acts.count("deleted"), acts.count("swept"))
+        return cls(acts.count("merged") + acts.count("settled"), acts.count("deleted"), acts.count("swept"))
 
 
 class Merge(NamedTuple):
@@ -76,7 +79,7 @@ class Merge(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """A folder to settle: none of its `live` files is younger than `quiet_s` seconds."""
+    """A folder to settle: none of its `live` files is younger than `quiet_s` seconds; 0: whoever calls wants it now."""
 
     folder: str
     live: Sequence[Named]
@@ -97,7 +100,8 @@ class Files:
     `read` a file's rows, `write` writes a merged file and gives its path; all but the last raise FileNotFoundError. `fan_in` says by level how many live
     files are merged at least (all there are, up to `_MOST`), the last entry also for all higher levels; `top` is the highest level. Files of
     `full_bytes` are not merged again. `fresh` gives, for each merge, what drops rows that came before. `swept` lists what earlier epochs left unfinished.
-    `settle` writes the live files of a quiet folder anew as readers see their rows, and gives the path that says so; None where there is nothing to do.
+    `settle` writes the live files of a quiet folder anew, rows that readers see apart from others, and gives the path that says so; None where it does not.
+    `settles` says whether it may yet do so.
     """
 
     replaces: Callable[[str], Sequence[str]]
@@ -110,6 +114,7 @@ class Files:
     fresh: Callable[[], Callable[[pa.RecordBatch], pa.RecordBatch]] = lambda: _all
     swept: Callable[[str, int], list[str]] = unfinished
     settle: Callable[[Settle], str | None] | None = None
+    settles: Callable[[Sequence[Named]], bool] = lambda live: False
 
     def least(self, level: int) -> int:
         """How many live files of a level are merged at least."""
@@ -154,8 +159,8 @@ def merged_all(live: Sequence[Lying], files: Files) -> list[Lying]:
             while group := _first(lying, files, files.least(level), range(level, level + 1)):
                 lying = _instead(lying, group, level + 1 if files.top is None else min(level + 1, files.top))
             level += 1
-        if group := _first(lying, files, 2, range(QUIET_LEVEL)):
-            lying = _instead(lying, group, QUIET_LEVEL)
+        if group := _first(lying, files, 2, range(_QUIET_LEVEL)):
+            lying = _instead(lying, group, _QUIET_LEVEL)
     return lying
 
 
@@ -192,15 +197,15 @@ def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float], qui
         level += 1
     settled = _settled(folder, files, epoch, now, quiet_s)
     if settled is not None:
-        yield Step("merged", settled)
+        yield Step("settled", settled)
         return
     for group in _quiet(folder, files, now(), quiet_s):
-        yield Step("merged", _merge(folder, files, group, QUIET_LEVEL, epoch, now))
+        yield Step("merged", _merge(folder, files, group, _QUIET_LEVEL, epoch, now))
 
 
 def _settled(folder: str, files: Files, epoch: int, now: Callable[[], float], quiet_s: float) -> str | None:
     live = again(lambda: unreplaced(folder, files.replaces)) if files.settle is not None else []
-    if files.settle is None or not live or any(now() - file.made_at < quiet_s for file in live):
+    if files.settle is None or not live or (quiet_s and any(now() - file.made_at < quiet_s for file in live)):
         return None
     return files.settle(Settle(folder, live, epoch, now, quiet_s))
 
@@ -221,13 +226,14 @@ def _due(folder: str, files: Files, level: int) -> list[Named]:
 
 def _quiet(folder: str, files: Files, now: float, quiet_s: float) -> list[list[Named]]:
     """What is left of small files in a folder that gets none any more."""
-    small = _mergeable(folder, files, 0, QUIET_LEVEL - 1)
+    small = _mergeable(folder, files, 0, _QUIET_LEVEL - 1)
     quiet = all(now - file.made_at >= quiet_s for file in small)
     return [_fitting(group, files) for group in _alike(small, files) if len(group) > 1] if quiet else []
 
 
 def _mergeable(folder: str, files: Files, lowest: int, highest: int) -> list[Named]:
     live = again(lambda: unreplaced(folder, files.replaces))
+    highest = min(highest, SETTLED_LEVEL - 1)
     return [file for file in live if lowest <= file.level <= highest and file.path not in _damaged and not _full(file, files)]
 
 
@@ -261,7 +267,8 @@ def _rests(folder: str, files: Files, now: float, quiet_s: float) -> bool:
     """Whether nothing is left to do, nor will be before another file comes."""
     there = named(folder)
     live = unreplaced(folder, files.replaces)
-    return all(now - file.made_at >= quiet_s for file in there) and len(live) == len(there) and not _quiet(folder, files, now, quiet_s)
+    old = all(now - file.made_at >= quiet_s for file in there)
+    return old and len(live) == len(there) and not files.settles(live) and not _quiet(folder, files, now, quiet_s)
 
 
 def _merge(folder: str, files: Files, group: Sequence[Named], level: int, epoch: int, now: Callable[[], float]) -> str:

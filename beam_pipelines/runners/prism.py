@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOpt
 from apache_beam.pipeline import PipelineVisitor
 
 from beam_pipelines.coders import hand_over
+from beam_pipelines.errors import RunError
 from beam_pipelines.runners import bundle_ends
 from beam_pipelines.runners.portable_job import TEN_YEARS_S, PortableJob, submitted
 from beam_pipelines.runners.prism_binary import find_prism
@@ -85,6 +86,10 @@ def state_here() -> Iterator[None]:
     All stages run here, each element goes to its stage once, nothing is tried again, and Prism ends with this process: its memory would be a copy of
     ours that nobody asks for, and every row would be copied several times on its way.
     """
+    if keyed_state.is_resident():
+        raise RunError(
+            "a stream on Prism runs in this process, and its state is here.", hint="Wait until it has ended, or start another process."
+        )
     hand_over(True)
     keyed_state.resident(True)
     try:

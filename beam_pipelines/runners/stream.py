@@ -30,6 +30,7 @@ from beam_pipelines.edges import Job, Resume, archive_of
 from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError
 from beam_pipelines.formats import archive_compaction
 from beam_pipelines.formats.archive import source_folder
+from beam_pipelines.formats.compaction import Step
 from beam_pipelines.pipeline import build
 from beam_pipelines.runners import in_process
 from beam_pipelines.runners.archived_records import records_at
@@ -359,17 +360,19 @@ def _compacting(spec: PipelineSpec, run: RunInfo, archives: Sequence[str]) -> It
     """Merges the small files of the archive and of the speed layer meanwhile, in a thread of its own: a pass can take seconds."""
     stop = threading.Event()
     at_rest: dict[str, int] = {}
-    compact = {folder: partial(archive_compaction.compact, folder) for folder in archives}
+    compact: dict[str, Callable[..., Iterator[Step]]] = {folder: partial(archive_compaction.compact_steps, folder) for folder in archives}
     compact |= {
-        writing.layout.folder: partial(speed_compaction.compact, writing, state=run.state)
+        writing.layout.folder: partial(speed_compaction.compact_steps, writing, state=run.state)
         for writing in speed_compaction.writings_of(spec, run)
     }
 
     def passes() -> None:
         while not stop.wait(_COMPACT_EVERY_S):
-            for folder, one_pass in compact.items():
+            for folder, steps in compact.items():
                 try:
-                    one_pass(epoch=run.epoch, at_rest=at_rest)
+                    for _ in steps(epoch=run.epoch, at_rest=at_rest):
+                        if stop.is_set():
+                            return
                 except (
                     BeamPipelinesError,
                     OSError,

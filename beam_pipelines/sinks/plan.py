@@ -31,11 +31,11 @@ def writes_of(spec: PipelineSpec, run: RunInfo) -> list[Write]:
     ]
 
 
-def publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: int | None = None) -> list[Publish]:
-    """A publishing transform for every sink of rows and panes that is a topic; see `Publish` for `published_before`."""
+def publishes_of(spec: PipelineSpec, run: RunInfo) -> list[Publish]:
+    """A publishing transform for every sink of rows and panes that is a topic."""
     return [
         Publish(
-            sink.pubsub, label=label, of=sink.from_, run=run, masking=_masking(spec, sink), published_before=published_before,
+            sink.pubsub, label=label, of=sink.from_, run=run, masking=_masking(spec, sink),
             event_time=spec.contract.event_time if sink.from_ == "rows" else "_window_start", key=spec.contract.key,
         )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
@@ -43,11 +43,11 @@ def publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: int | No
     ]  # fmt: skip
 
 
-def letter_publishes_of(spec: PipelineSpec, run: RunInfo, *, published_before: int | None = None) -> list[PublishDeadLetters]:
+def letter_publishes_of(spec: PipelineSpec, run: RunInfo) -> list[PublishDeadLetters]:
     """A publishing transform for every sink of dead letters that is a topic."""
     key = partial(resolve_secret, spec.dead_letters.raw_key) if spec.dead_letters.raw_key else None
     return [
-        PublishDeadLetters(sink.pubsub, run=run, contract=spec.contract, raw_key=key, label=label, published_before=published_before)
+        PublishDeadLetters(sink.pubsub, run=run, contract=spec.contract, raw_key=key, label=label)
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
         if sink.from_ == LETTERS and sink.pubsub is not None
     ]

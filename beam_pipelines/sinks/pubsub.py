@@ -4,8 +4,7 @@
 
 Nothing can be taken back: a bundle that is repeated publishes its rows again, and a batch run publishes before it commits, so a run that fails
 has published, and a second one publishes again. The same row then has the same `source` and `position`: whoever reads drops repeats by these.
-A restarted stream does not publish again what was published before the point up to which everything is stored. Where an attribute says when a message arrived,
-new ones may say that they did before that point: there it publishes again what it reads again.
+So does a stream that is started again with all that it reads again: whether that was published, repaired or refused before, nobody here can tell.
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class _Messages:
     masking: Masking | None = None
     event_time: str | None = None
     key: tuple[str, ...] = ()
-    published_before: int | None = None
 
 
 class Publish(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -68,7 +66,6 @@ class Publish(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     A bounded one gives `Written(files, dead, counts)`, whose `files` is empty; an unbounded one `Stored(files, dead, doors)`, whose `files` has an
     element per bundle that is published. Rows of `_change` -1 become messages `change: retract` with what they hold of `key` and event time.
-    Rows that arrived before `published_before` (microseconds) were published by an earlier start of the stream, and are left out.
 
     Raises on the worker: SinkError where there is no such topic, no permission, no credentials; TransientError where the service does not answer
     for five minutes. Here: SpecError where google-cloud-pubsub is not installed.
@@ -76,11 +73,11 @@ class Publish(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     def __init__(
         self, sink: PubsubSink, *, label: str, run: RunInfo, of: str = "rows", masking: Masking | None = None, event_time: str | None = None,
-        key: Sequence[str] = (), published_before: int | None = None,
+        key: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.output = Output(label, of, sink.topic, "jsonl")  # of files it has none
-        self._messages = _Messages(sink, self.output, where(sink.endpoint), masking, event_time, tuple(key), published_before)
+        self._messages = _Messages(sink, self.output, where(sink.endpoint), masking, event_time, tuple(key))
 
     def expand(self, rows: beam.PCollection) -> Written | Stored:
         done = rows | "Publish" >> beam.ParDo(_Publish(self._messages)).with_outputs(DEAD, COUNTS, DOOR, main=PUBLISHED)
@@ -101,11 +98,10 @@ class PublishDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships n
 
     def __init__(
         self, sink: PubsubSink, *, run: RunInfo, contract: Contract, raw_key: Callable[[], str | bytes | None] | None = None, label: str = LETTERS,
-        published_before: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._complete = CompleteLetters(run, contract, raw_key)
-        self._publish = Publish(sink, label=label, run=run, of=LETTERS, published_before=published_before)
+        self._publish = Publish(sink, label=label, run=run, of=LETTERS)
         self.output = self._publish.output
 
     def expand(self, letters: beam.PCollection) -> Written | Stored:
@@ -147,9 +143,8 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
         gone = _gone(batch)
         if gone is not None:
             yield TaggedOutput(DOOR, doors_of(batch.filter(gone), DUPLICATE))
-        fresh = self._fresh(batch)
-        for first in range(0, fresh.num_rows, _ROWS):
-            self._add(fresh.slice(first, _ROWS))
+        for first in range(0, batch.num_rows, _ROWS):
+            self._add(batch.slice(first, _ROWS))
 
     def finish_bundle(self) -> Iterator[Any]:
         assert self._publisher is not None
@@ -180,17 +175,6 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
             yield TaggedOutput(COUNTS, _at((f"{name}:{unit}", source, "written", name, rows_), MIN_TIMESTAMP))
         for source, rows_ in lost.items():
             yield TaggedOutput(COUNTS, _at((f"{name}:{unit}", source, "dead", DEAD_AT_SINK + name, rows_), MIN_TIMESTAMP))
-
-    def _fresh(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Without rows that an earlier start has published. A retraction always goes out: what brought it about may be new."""
-        before = self._messages.published_before
-        name = ARRIVAL if self._messages.output.of == "rows" else "arrival_time"
-        if before is None or name not in batch.schema.names:
-            return batch
-        new = pc.fill_null(pc.greater_equal(batch.column(name).cast(pa.int64()), before), True)
-        gone = _gone(batch)
-        new = new if gone is None else pc.or_(new, gone)
-        return batch if pc.all(new).as_py() else batch.filter(new)
 
     def _add(self, batch: pa.RecordBatch) -> None:
         """Makes messages. One loop over rows: protobuf has no other way to make them."""

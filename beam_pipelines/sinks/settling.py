@@ -1,17 +1,20 @@
-"""Settled folders: partitions of a stream's rows in which each row lies once, and none that a reader leaves out. Such files are read as they are.
+"""Settled folders: partitions of a stream's rows in which those that readers see lie apart, each once. Such files are read as they are.
 
-    a quiet folder ─▶ which rows a reader would see ─▶ they alone, in parts; the last names the others, and all files that they replace
+    a quiet folder ─▶ which rows a reader would not see ─▶ a file of these: the rest ─▶ files of the others: parts ─▶ the last part names them all
 
-A folder is settled until it gets another file, or until more rows are known to be duplicates or refused that may lie in it: those that arrived between
-its first row and its last. How many these were is written into its last part, and counted again by readers; so no clock is trusted. Loads no Beam.
+Nothing is taken away: whoever reads all files finds every copy. A folder is settled until it gets another file, or until more rows are known to be duplicates
+or refused that may lie in it: those that arrived between its first row and its last. A sum over these is written into its last part, and made again
+by readers; so no clock is trusted. Loads no Beam.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -25,25 +28,27 @@ import pyarrow.compute as pc
 from beam_pipelines.arrow.concat import coalesce
 from beam_pipelines.arrow.engine import literal, quote
 from beam_pipelines.arrow.schema import ARRIVAL, STORED_AT
-from beam_pipelines.formats.compaction import QUIET_LEVEL, Merge, Settle
+from beam_pipelines.errors import SinkError
+from beam_pipelines.formats.compaction import SETTLED_LEVEL, Merge, Settle
 from beam_pipelines.formats.named_files import Named, again, named, unreplaced
 from beam_pipelines.formats.reader import Broken
 from beam_pipelines.places import delete, local, size
 from beam_pipelines.places.sql import reading
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
-from beam_pipelines.sinks.speed_files import SETTLED, Settled, alike, folders_of, replaces, settled, stored
+from beam_pipelines.sinks.speed_files import SETTLED, Settled, alike, count_rows, folders_of, replaces, settled, stored
 from beam_pipelines.sinks.speed_views import gone_sql, once_sql
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = "1GB"
 _GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
+_MOST_ROWS = 20_000_000  # of a folder that a stream settles beside its work: some 15 s
 _DAY_S, _SHARE = 86_400.0, 16  # written anew for a sixteenth more, or what has lain for a day
 _FIRST, _LAST = -(2**63), 2**63 - 1
 _Numbers = npt.NDArray[np.int64]
 
 
 class Standing(NamedTuple):
-    """The live files of an output: those of `settled` folders, each row once, and all `others`."""
+    """The live files of an output: those of `settled` folders that readers need, each row once, and all `others`."""
 
     settled: tuple[str, ...]
     others: tuple[str, ...]
@@ -53,12 +58,13 @@ def standing(state: str, output: SpeedOutput) -> Standing:
     """Which files of an output of rows can be read as they are now."""
     found = [again(partial(_lying, folder)) for folder in folders_of(output.folder, len(read_columns(output.folder)))]
     marks = [mark for _, mark in found if mark is not None]
-    if not marks:
-        return Standing((), tuple(file.path for live, _ in found for file in live))
-    gone = Gone(state, output, min(m.since for m in marks), max(m.until for m in marks))
+    gone = Gone(state, output, min(m.since for m in marks), max(m.until for m in marks)) if marks else None
     good, others = list[str](), list[str]()
     for live, mark in found:
-        (good if mark is not None and gone.still(mark) else others).extend(file.path for file in live)
+        if mark is not None and gone is not None and gone.still(mark):
+            good += [file.path for file in live if _name(file.path) not in mark.rest]
+        else:
+            others += [file.path for file in live]
     return Standing(tuple(good), tuple(others))
 
 
@@ -70,8 +76,13 @@ def _lying(folder: str) -> tuple[list[Named], Settled | None]:
 
 def _mark(live: Sequence[Named]) -> Settled | None:
     names = {_name(file.path) for file in live}
-    marks = ((_name(file.path), settled(file.path)) for file in live if file.level)
-    return next((mark for name, mark in marks if mark is not None and {name, *mark.parts} == names), None)
+    return next((mark for whole, mark in _marks(live) if whole == names), None)
+
+
+def _marks(live: Sequence[Named]) -> list[tuple[set[str], Settled]]:
+    """What last parts say, with the names of all files that they speak of."""
+    found = ((_name(file.path), settled(file.path)) for file in live if file.level == SETTLED_LEVEL)
+    return [({name, *mark.parts, *mark.rest}, mark) for name, mark in found if mark is not None]
 
 
 def _name(path: str) -> str:
@@ -79,27 +90,44 @@ def _name(path: str) -> str:
 
 
 class Gone:
-    """When the rows arrived that readers of an output leave out, as far as it matters for rows that arrived from `since` to `until`."""
+    """Rows that readers of an output leave out, as far as it matters for rows that arrived from `since` to `until`: of any time, a sum of hashes of them."""
 
     _times: _Numbers
+    _sums: npt.NDArray[np.uint64]
     _unknown: int
 
     def __init__(self, state: str, output: SpeedOutput, since: int = _FIRST, until: int = _LAST) -> None:
-        sql, arrival = gone_sql(state, output), pa.array([], pa.int64())
-        if sql is not None:
-            times = f"SELECT epoch_us(arrival_time) AS at FROM ({sql}) WHERE arrival_time IS NULL OR epoch_us(arrival_time) BETWEEN {since} AND {until}"
-            arrival = reading(duckdb.connect(config={"threads": 1}), sql).sql(times).to_arrow_table().column("at").combine_chunks()
-        self._unknown = arrival.null_count
-        self._times = np.sort(pc.drop_null(arrival).to_numpy())
+        sql = gone_sql(state, output)
+        if sql is None:
+            self._times, self._sums, self._unknown = np.zeros(0, np.int64), np.zeros(1, np.uint64), 0
+            return
+        within = f"arrival_time IS NULL OR epoch_us(arrival_time) BETWEEN {since} AND {until}"
+        with _engine(sql) as connection:
+            found = connection.sql(
+                f"SELECT epoch_us(arrival_time) AS arrived, named FROM ({sql}) WHERE {within} ORDER BY arrived NULLS FIRST"
+            ).to_arrow_table()
+        unknown, named_ = found.column("arrived").null_count, found.column("named").to_numpy().astype(np.uint64)
+        self._times = found.column("arrived").slice(unknown).to_numpy()
+        self._sums = np.concatenate(([np.uint64(0)], np.cumsum(named_[unknown:], dtype=np.uint64)))
+        self._unknown = int(named_[:unknown].sum(dtype=np.uint64))
 
-    def count(self, since: int, until: int) -> int:
-        """How many of them arrived then, both ends included, or nobody knows when."""
+    def sum(self, since: int, until: int) -> int:
+        """Of those that arrived then, both ends included, or nobody knows when; modulo 2^63, which JSON holds."""
         first, end = int(np.searchsorted(self._times, since, "left")), int(np.searchsorted(self._times, until, "right"))
-        return max(0, end - first) + self._unknown
+        return (int(self._sums[max(first, end)]) - int(self._sums[first]) + self._unknown) % 2**63
 
     def still(self, mark: Settled) -> bool:
-        """Whether nothing has gone since that may lie in the folder."""
-        return self.count(mark.since, mark.until) == mark.gone
+        """Whether nothing has gone since, or come back, that may lie in the folder."""
+        return self.sum(mark.since, mark.until) == mark.gone
+
+
+@contextmanager
+def _engine(sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """One that lays aside what does not fit into its memory."""
+    with TemporaryDirectory(prefix="beam-settling-") as spill:
+        config: dict[str, Any] = {"threads": 1, "memory_limit": _MEMORY, "temp_directory": spill}
+        with duckdb.connect(config=config) as connection:
+            yield reading(connection, sql)
 
 
 class _Damaged(Exception):  # never leaves this module
@@ -108,60 +136,72 @@ class _Damaged(Exception):  # never leaves this module
 
 @dataclass
 class Settling:
-    """Settles folders of the stream of `state`, of the output that lies below `top`: one pass over them. `write` writes a file (`Merge`) and gives its
-    path; parts have about `part_bytes`."""
+    """Settles folders of the stream of `state`, of the output that lies below `top`: one pass over them, beside a stream's work one of them. `write` writes a
+    file (`Merge`) and gives its path; parts have about `part_bytes`."""
 
     state: str
     top: str
     write: Callable[[Merge], str]
     part_bytes: int | None
     _gone: Gone | None = field(default=None, init=False)
+    _busy: bool = field(default=False, init=False)
 
     def __call__(self, folder: Settle) -> str | None:
-        """The last part's path; None where the folder is settled, has not got enough since it was, or cannot be: a file is broken, or columns differ."""
-        output = self._output()
-        if output is None or not all(map(alike, (paths := [file.path for file in folder.live]))) or len(set(map(alike, paths))) > 1:
+        """The last part's path; None where the folder is settled, is not worth it yet, or cannot be: a file is broken, or columns differ."""
+        output, paths = self._output(), [file.path for file in folder.live]
+        if output is None or self._busy or not _can(folder.live) or not _worth(folder):
             return None
-        mark, parts = _mark(folder.live), list[str]()
+        made = list[str]()
         try:
             gone = self._gone = self._gone or Gone(self.state, output)
-            if gone.still(mark) if mark is not None else not _worth(folder):
+            mark = _mark(folder.live)
+            if mark is not None and gone.still(mark):
                 return None
-            self._write(folder, self._kept(output, paths), gone, parts)
-        except (_Damaged, FileNotFoundError, duckdb.Error) as error:
+            self._busy = folder.quiet_s > 0
+            self._write(folder, self._rest(output, paths), gone, made)
+        except (_Damaged, FileNotFoundError, SinkError, duckdb.Error) as error:
             _LOG.warning("%s: was not settled: %s", folder.folder, error)
-            for path in parts:  # copies of rows that are in other live files
+            _failed.add(_names(folder.live))
+            for path in made:  # copies of rows that are in other live files
                 delete(path)
             return None
-        return parts[-1]
+        return made[-1]
+
+    def unsettled(self, live: Sequence[Named]) -> bool:
+        """Whether these files of a quiet folder may yet be settled, in another pass."""
+        return bool(live) and self._output() is not None and _can(live) and _mark(live) is None and _rows(live) <= _MOST_ROWS
 
     def _output(self) -> SpeedOutput | None:
         outputs = read_outputs(self.state)
         found = next((o for o in (outputs.outputs if outputs else ()) if o.folder == self.top and o.of == "rows"), None)
         return found if found is not None and len(found.placings) <= 1 else None
 
-    def _kept(self, output: SpeedOutput, paths: Sequence[str]) -> list[_Numbers]:
-        """By file, in order, the rows that a reader sees."""
+    def _rest(self, output: SpeedOutput, paths: Sequence[str]) -> list[_Numbers]:
+        """By file, in order, the rows that a reader does not see."""
         listed = ", ".join(map(literal, map(local, paths)))
         within = read_columns(self.top)
         place = [quote(column) for column in output.placed if column not in within]  # the others are the folder's
-        columns = f"{', '.join(['_source', '_position', '_run_id', *place])}, {STORED_AT}, list_position([{listed}], filename) AS file, file_row_number AS row"
-        files = f"(SELECT {columns} FROM read_parquet([{listed}], hive_partitioning = false, filename = true, file_row_number = true))"
-        once = once_sql(self.state, output, files, by=place)
-        with TemporaryDirectory(prefix="beam-settling-") as spill:
-            config: dict[str, Any] = {"threads": 1, "memory_limit": _MEMORY, "temp_directory": spill}
-            found = reading(duckdb.connect(config=config), once).sql(f"SELECT file, row FROM {once}").to_arrow_table()
+        columns = ", ".join(["_source", "_position", "_run_id", *place, STORED_AT])
+        rows = f"list_position([{listed}], filename) AS file, file_row_number AS row"
+        scan = f"read_parquet([{listed}], hive_partitioning = false, filename = true, file_row_number = true)"
+        once = once_sql(self.state, output, f"(SELECT {columns}, {rows} FROM {scan})", by=place, kept=True)
+        sql = f"SELECT file, row FROM (SELECT {rows} FROM {scan}) ANTI JOIN (SELECT file, row FROM {once}) USING (file, row) ORDER BY file, row"
+        with _engine(sql) as connection:
+            found = connection.sql(sql).to_arrow_table()
         file, row = found.column("file").to_numpy(), found.column("row").to_numpy()
-        return [np.sort(row[file == number]) for number in range(1, len(paths) + 1)]
+        ends = np.searchsorted(file, np.arange(1, len(paths) + 2))
+        return [row[first:end] for first, end in pairwise(ends)]
 
-    def _write(self, folder: Settle, rows: Sequence[_Numbers], gone: Gone, parts: list[str]) -> None:
+    def _write(self, folder: Settle, rest: Sequence[_Numbers], gone: Gone, made: list[str]) -> None:
         paths = [file.path for file in folder.live]
-        arrived = _Arrived()
-        batches = coalesce(arrived.noting(_taken(paths, rows)), target_rows=_GROUP_ROWS, target_bytes=_GROUP_BYTES)
-        kept = sum(map(len, rows))
-        every = kept if self.part_bytes is None else max(_GROUP_ROWS, kept * self.part_bytes // max(1, size(paths)))
-        there, waiting = {_name(file.path) for file in named(folder.folder)}, next(batches, None)
+        there, kept = {_name(file.path) for file in named(folder.folder)}, _rows(folder.live) - sum(map(len, rest))
         replaced = [*map(_name, paths), *(name for path in paths for name in replaces(path) if name in there)]
+        every = kept if self.part_bytes is None else max(_GROUP_ROWS, kept * self.part_bytes // max(1, size(paths)))
+        if any(map(len, rest)):
+            made.append(self._file(folder, _joined(_picked(paths, rest, seen=False)), [], {}))
+        hidden, arrived = tuple(map(_name, made)), _Arrived()
+        batches = _joined(arrived.noting(_picked(paths, rest, seen=True)))
+        waiting = next(batches, None)
         while True:
             names, more = list[str](), dict[bytes, bytes]()
 
@@ -175,40 +215,70 @@ class Settling:
                     first = waiting if count < every else None
                 if waiting is None:  # the last part: with its name the folder is settled
                     names += replaced
-                    more[SETTLED] = msgspec.json.encode(
-                        Settled(tuple(map(_name, parts)), arrived.since, arrived.until, gone.count(arrived.since, arrived.until))
-                    )
+                    parts = tuple(map(_name, made[len(hidden) :]))
+                    mark = Settled(parts, hidden, arrived.since, arrived.until, gone.sum(arrived.since, arrived.until))
+                    more[SETTLED] = msgspec.json.encode(mark)
 
-            parts.append(self.write(Merge(folder.folder, paths[0], part(waiting), names, folder.epoch, QUIET_LEVEL, folder.now, more)))
+            made.append(self._file(folder, part(waiting), names, more))
             if waiting is None:
                 return
 
+    def _file(self, folder: Settle, batches: Iterator[pa.RecordBatch], names: Sequence[str], more: dict[bytes, bytes]) -> str:
+        return self.write(Merge(folder.folder, folder.live[0].path, batches, names, folder.epoch, SETTLED_LEVEL, folder.now, more))
+
+
+_failed: set[frozenset[str]] = set()  # files of this process's passes that could not be settled
+
+
+def _names(live: Sequence[Named]) -> frozenset[str]:
+    return frozenset(file.path for file in live)
+
+
+def _can(live: Sequence[Named]) -> bool:
+    """Whether all files can be read, have the same columns, and have not failed before."""
+    words = {alike(file.path) for file in live}
+    return len(words) == 1 and None not in words and _names(live) not in _failed
+
+
+def _rows(live: Sequence[Named]) -> int:
+    return sum(count_rows(file.path) for file in live)
+
 
 def _worth(folder: Settle) -> bool:
-    """Whether a folder that has got files since it was settled has got enough of them."""
-    names = {_name(file.path): file for file in folder.live}
-    marks = [(name, mark) for name, file in names.items() if file.level and (mark := settled(file.path)) is not None]
-    whole = [{name, *mark.parts} for name, mark in marks if {name, *mark.parts} <= names.keys()]
-    new = [file for name, file in names.items() if name not in set().union(*whole)]
-    if not whole or not new or not folder.quiet_s:  # without new ones: two processes have settled it
+    """Whether it is time, beside a stream's work, for a folder that is not too large: where it was settled before, when it has got enough since."""
+    if not folder.quiet_s:
         return True
-    old = folder.now() - min(file.made_at for file in new) >= _DAY_S
-    return old or size([f.path for f in new]) * _SHARE >= size([f.path for f in folder.live])
+    if _rows(folder.live) > _MOST_ROWS:
+        return False
+    names = {_name(file.path): file for file in folder.live}
+    whole = [of for of, _ in _marks(folder.live) if of <= names.keys()]
+    new = [file for name, file in names.items() if name not in set().union(*whole)]
+    if not whole or not new:  # without new ones: two processes have settled it, or more rows are gone
+        return True
+    if folder.now() - min(file.made_at for file in new) >= _DAY_S:
+        return True
+    return size([f.path for f in new]) * _SHARE >= size([f.path for f in folder.live]) > 0
 
 
-def _taken(paths: Sequence[str], rows: Sequence[_Numbers]) -> Iterator[pa.RecordBatch]:
-    """These rows of the files, in order."""
-    for path, numbers in zip(paths, rows, strict=True):
+def _picked(paths: Sequence[str], rest: Sequence[_Numbers], *, seen: bool) -> Iterator[pa.RecordBatch]:
+    """The rows of the files, in order: those of `rest`, or, `seen`, the others."""
+    for path, numbers in zip(paths, rest, strict=True):
         start = 0
         for batch in stored(path):
             if isinstance(batch, Broken):
                 raise _Damaged(batch.reason)
             first, end = np.searchsorted(numbers, (start, start + batch.num_rows))
-            if end - first == batch.num_rows:
+            hidden = np.zeros(batch.num_rows, bool)
+            hidden[numbers[first:end] - start] = True
+            if end == first and seen:
                 yield batch
             elif end > first:
-                yield batch.take(pa.array(numbers[first:end] - start))
+                yield batch.filter(pa.array(~hidden if seen else hidden))
             start += batch.num_rows
+
+
+def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    return coalesce(batches, target_rows=_GROUP_ROWS, target_bytes=_GROUP_BYTES)
 
 
 class _Arrived:
@@ -222,7 +292,7 @@ class _Arrived:
             times = batch.column(ARRIVAL).cast(pa.int64()) if ARRIVAL in batch.schema.names else pa.nulls(1, pa.int64())
             if times.null_count:
                 self.since, self.until = _FIRST, _LAST
-            else:
+            elif batch.num_rows:
                 ends = pc.min_max(times)
                 self.since, self.until = min(self.since, ends["min"].as_py()), max(self.until, ends["max"].as_py())
             yield batch

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, MutableMapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import BinaryIO
@@ -67,12 +68,12 @@ def compact_steps(
 def speed_kind(writing: Writing, fan_in: Sequence[int] = FAN_IN, *, state: str | None = None) -> Files:
     """What a compaction must know of the files of one output, for one pass."""
     assert isinstance(writing.encoder, ParquetEncoder)
-    write, full, settle = partial(_write, writing.encoder), writing.layout.target_file_bytes, None
-    if state is not None and writing.output.of == "rows" and writing.layout.by:
-        settle = Settling(state, writing.layout.folder, write, full)
-    return Files(
-        replaces, alike, stored, write, fan_in, full_bytes=full, swept=partial(unfinished, pattern=_UNFINISHED), settle=settle
-    )  # fmt: skip
+    write, full = partial(_write, writing.encoder), writing.layout.target_file_bytes
+    kind = Files(replaces, alike, stored, write, fan_in, full_bytes=full, swept=partial(unfinished, pattern=_UNFINISHED))
+    if state is None or writing.output.of != "rows" or not writing.layout.by:
+        return kind
+    settling = Settling(state, writing.layout.folder, write, full)
+    return replace(kind, settle=settling, settles=settling.unsettled)
 
 
 def _write(encoder: ParquetEncoder, merge: Merge) -> str:

@@ -38,10 +38,11 @@ def all_folders(folder: str) -> Iterator[str]:
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """A folder whose rows are those that readers see: names of its other `parts`; its rows arrived from `since` to `until` (microseconds, both included);
-    so many rows were `gone` that arrived then, or nobody knows when."""
+    """A folder in which the rows that readers see lie apart: names of the other `parts` that hold these, and of files with the `rest`. They arrived from
+    `since` to `until` (microseconds, both included), and `gone` is the sum of what is gone of that time (`settling.Gone`)."""
 
     parts: tuple[str, ...]
+    rest: tuple[str, ...]
     since: int
     until: int
     gone: int

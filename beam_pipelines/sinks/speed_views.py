@@ -101,12 +101,17 @@ def once_sql(state: str, output: SpeedOutput, files: str, *, by: Sequence[str] =
 
 
 def gone_sql(state: str, output: SpeedOutput) -> str | None:
-    """A SELECT of each row that `once_sql` may leave out, as often as it was refused: `arrival_time`, NULL where it is not known. None: there is none."""
+    """A SELECT of each row that `once_sql` may ever leave out, as often as it was refused: `arrival_time`, NULL where it is not known, and a hash. None: there is
+    none."""
     doors = doors_scan(state)
     each = "SELECT source, position, moment, arrival_time FROM"
     parts = [] if doors is None else [f"SELECT source, position, NULL AS moment, arrival_time FROM {doors} WHERE door = 'duplicate'"]
-    parts += [f"{each} ({refusals})" for refusals in _refusals(state, output, kept=False)]
-    return f"SELECT arrival_time FROM (SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)}))" if parts else None
+    parts += [f"{each} ({refusals})" for refusals in _refusals(state, output, kept=True)]
+    return (
+        f"SELECT arrival_time, hash(source, position, moment) AS named FROM (SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)}))"
+        if parts
+        else None
+    )
 
 
 def refused_folders(state: str, *, kept: bool = False) -> list[str]:

@@ -25,21 +25,21 @@ KEYED_ROWS = 60_000
 _MOST = 1_024  # keys remembered by a process; a key that falls out is read from its state again
 _lock = threading.Lock()
 _known: OrderedDict[tuple[str, Any], tuple[bytes, Any]] = OrderedDict()
-_resident = threading.Event()
+_resident: dict[str, bytes] = {}  # the token of the job whose memory is its state
+_OURS = "token"
 
 
 def resident(on: bool) -> None:
     """Whether memory is the state from now on; forgets all. One such job at a time in a process."""
+    _resident.clear()
     forget()
     if on:
-        _resident.set()
-    else:
-        _resident.clear()
+        _resident[_OURS] = secrets.token_bytes(8)
 
 
 def is_resident() -> bool:
     """Whether what is remembered is all there is, and nothing needs to be written."""
-    return _resident.is_set()
+    return _OURS in _resident
 
 
 def recall(stage: str, key: Any, token: Any) -> Any | None:
@@ -47,7 +47,7 @@ def recall(stage: str, key: Any, token: Any) -> Any | None:
 
     The caller owns what it gets: it may change it, and must `remember` it again, or a failed bundle's changes would stay.
     """
-    named = b"" if is_resident() else token.read()
+    named = _resident.get(_OURS) or token.read()
     with _lock:
         found = _known.pop((stage, key), None)
     return found[1] if found is not None and found[0] == named else None
@@ -55,13 +55,14 @@ def recall(stage: str, key: Any, token: Any) -> Any | None:
 
 def remember(stage: str, key: Any, token: Any, value: Any) -> None:
     """Remembers `value` under a new token, which it writes to state; call it after the bag was written."""
-    named = b"" if is_resident() else secrets.token_bytes(8)
-    if named:
+    ours = _resident.get(_OURS)
+    named = ours or secrets.token_bytes(8)
+    if ours is None:
         token.write(named)
     with _lock:
         _known[(stage, key)] = (named, value)
         _known.move_to_end((stage, key))
-        while named and len(_known) > _MOST:
+        while ours is None and len(_known) > _MOST:
             _known.popitem(last=False)
 
 

@@ -23,7 +23,7 @@ from beam_pipelines.sinks import settling
 from beam_pipelines.sinks.epochs import take_epoch
 from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.sinks.settling import Settling, Standing, standing
-from beam_pipelines.sinks.speed_compaction import compact_steps, speed_kind
+from beam_pipelines.sinks.speed_compaction import FAN_IN, compact_steps, speed_kind
 from beam_pipelines.sinks.speed_files import folders_of, replaces
 from beam_pipelines.sinks.write import Writing
 from tests.formats.archived import Clock
@@ -53,10 +53,21 @@ def seen(speed: Speed, *, at_once: bool) -> Counter[tuple[Any, ...]]:
     return Counter(tuple(row.values()) for row in found)
 
 
-def passes(speed: Speed, writing: Writing, clock: Clock, *, quiet_s: float = QUIET_S) -> None:
+def all_copies(speed: Speed) -> Counter[tuple[Any, ...]]:
+    """Whatever lies in live files, as often as it does, whether readers see it or not."""
+    tables = [pq.read_table(path) for path in (*places(speed).others, *places(speed).settled, *hidden(speed))]
+    return Counter(tuple(row.values()) for table in tables for row in table.select(["n", "_run_id", "_stored_at"]).to_pylist())
+
+
+def hidden(speed: Speed) -> list[str]:
+    folders = {path.rpartition("/")[0] for path in places(speed).settled}
+    return [file.path for folder in folders for file in unreplaced(folder, replaces) if file.path not in places(speed).settled]
+
+
+def passes(speed: Speed, writing: Writing, clock: Clock, *, quiet_s: float = QUIET_S, at_rest: dict[str, int] | None = None) -> None:
     """Until the files that were replaced are gone too."""
     for _ in range(2):
-        list(compact_steps(writing, epoch=speed.epoch, now=clock, quiet_s=quiet_s, state=speed.state))
+        list(compact_steps(writing, epoch=speed.epoch, now=clock, quiet_s=quiet_s, state=speed.state, at_rest=at_rest))
         clock.at += GRACE_S
 
 
@@ -66,7 +77,7 @@ def test_plain_files_show_what_readers_who_tell_rows_apart_see(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, Any]], end_settled: bool
 ) -> None:
     speed, clock = Speed(tmp_path_factory.mktemp("speed")), Clock(time.time())
-    take_epoch(speed.state, speed.run_id)
+    speed.epoch = [take_epoch(speed.state, speed.run_id) for _ in range(2)][-1]  # in a first start no row is stored and refused
     writing = speed.writing(by=["k"])
     speed.store(writing, rows([0], change=1))
     for act, given_ in acts:
@@ -88,11 +99,12 @@ def test_plain_files_show_what_readers_who_tell_rows_apart_see(
             steps.close()
         assert seen(speed, at_once=True) == seen(speed, at_once=False), act
     if end_settled:
-        before = seen(speed, at_once=False)
+        before, copies = seen(speed, at_once=False), all_copies(speed)
         passes(speed, writing, clock, quiet_s=0)
         assert seen(speed, at_once=True) == seen(speed, at_once=False) == before
         assert places(speed).others == ()
         assert sum(pq.read_metadata(path).num_rows for path in places(speed).settled) == before.total()
+        assert all_copies(speed) == copies
 
 
 def test_a_quiet_partition_is_settled_and_a_busy_one_is_not(tmp_path: Path) -> None:
@@ -105,7 +117,7 @@ def test_a_quiet_partition_is_settled_and_a_busy_one_is_not(tmp_path: Path) -> N
 
     speed.store(writing, rows([1, 9], change=1))
     assert places(speed).settled == ()
-    assert [Path(path).parent.name for path in places(speed).others] == ["k=00", "k=00", "k=01"]
+    assert [Path(path).parent.name for path in places(speed).others] == ["k=00", "k=00", "k=00", "k=01"]  # parts, the rest, the new one
 
 
 def test_a_settled_partition_of_which_a_row_goes_is_told_apart_until_it_is_settled_anew(tmp_path: Path) -> None:
@@ -180,6 +192,20 @@ def test_what_is_stored_while_a_partition_is_settled_stays(tmp_path: Path) -> No
     assert sorted(n for n, _, _ in seen(speed, at_once=True)) == [0, 3, 9]
 
 
+def test_many_parts_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "_GROUP_ROWS", 10)
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"], target_file_bytes=1024)
+    for first in range(0, 900, 60):
+        speed.store(writing, rows(range(first, first + 60, 3)))
+    passes(speed, writing, clock, quiet_s=0)
+    before = places(speed).settled
+    assert len(before) >= FAN_IN[-1]
+    clock.at += QUIET_S
+    passes(speed, writing, clock)
+    assert places(speed).settled == before
+
+
 def test_a_trickle_of_late_rows_does_not_write_a_partition_anew_each_hour(tmp_path: Path) -> None:
     speed, clock = Speed(tmp_path), Clock(time.time())
     writing = speed.writing(by=["k"])
@@ -188,10 +214,11 @@ def test_a_trickle_of_late_rows_does_not_write_a_partition_anew_each_hour(tmp_pa
     (before,) = places(speed).settled
     speed.store(writing, rows([60_000]))
     clock.at += QUIET_S
-    passes(speed, writing, clock)
+    at_rest: dict[str, int] = {}
+    passes(speed, writing, clock, at_rest=at_rest)
     assert before in places(speed).others
     clock.at += DAY_S
-    passes(speed, writing, clock)
+    passes(speed, writing, clock, at_rest=at_rest)
     assert len(places(speed).settled) == 1
     assert places(speed).settled != (before,)
 

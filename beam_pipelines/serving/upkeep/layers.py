@@ -55,7 +55,7 @@ def stock_of(layer: Layer, without: frozenset[str] = frozenset()) -> Stock:
 
 def merge(layer: Layer, *, epoch: int, now: Callable[[], float], say: Callable[[str], None] = lambda path: None) -> dict[str, int]:
     """Passes until nothing is left to merge; how many files were merged, deleted, swept. `say` hears of each step's file."""
-    acts = dict.fromkeys(("merged", "deleted", "swept"), 0)
+    acts = dict.fromkeys(("merged", "settled", "deleted", "swept"), 0)
     for _ in range(_PASSES):
         before = acts["merged"]
         for step in layer.steps(epoch=epoch, now=now, quiet_s=0.0):
@@ -63,6 +63,7 @@ def merge(layer: Layer, *, epoch: int, now: Callable[[], float], say: Callable[[
             say(step.path)
         if acts["merged"] == before:
             break
+    acts["merged"] += acts.pop("settled")
     return acts
 
 
