@@ -180,8 +180,8 @@ def queries(lake: Lake) -> dict[str, Any]:
             ("event_time", f"t >= '{date(day)}' AND t < '{date(day + 1)}'"),
         ):
             asked = what.format("rows", condition)
-            # where plain Parquet has the duplicates, they are every hundredth row of the day
-            alone = what.format(table, condition + (" AND (_position % 1000000000) % 100 <> 0" if name == "open_new_day" else ""))
+            # plain Parquet has the duplicates, which are every hundredth row of the day
+            alone = what.format(table, condition + (" AND (_position % 1000000000) % 100 <> 0" if folder == lake.output.speed else ""))
             figures = turns(partial(answer, tables, asked), partial(answer, plain, alone))
             found[f"{name}_by_{by}"] = figures | {"files": files_opened(tables, asked)}
     whole = "SELECT count(*), round(sum(v), 0) FROM rows"
