@@ -83,6 +83,16 @@ def handed_in(state: str, run_id: str) -> str:
     return join(state, "dataflow", f"{run_id}.json")
 
 
+class _Page(msgspec.Struct, frozen=True):
+    url: str = ""
+
+
+def job_page(state: str, run_id: str) -> str:
+    """The page of the job that a service runs this run in; "" where there is none, or it is not known."""
+    content = read_bytes(handed_in(state, run_id))
+    return msgspec.json.decode(content, type=_Page).url if content else ""
+
+
 @dataclass(frozen=True)
 class Fence:
     """Raises SinkError once a later start has taken the stream over. Picklable; one look at one file per call."""

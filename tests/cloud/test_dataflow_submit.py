@@ -27,7 +27,7 @@ from beam_pipelines.pubsub_service import EMULATOR
 from beam_pipelines.runners.beam_options import Options
 from beam_pipelines.runners.dataflow.job import Call, submit
 from beam_pipelines.runners.dataflow.service import jobs_of, remembered
-from beam_pipelines.sinks.epochs import all_starts, latest_epoch
+from beam_pipelines.sinks.epochs import all_starts, job_page, latest_epoch
 from beam_pipelines.sinks.reached import Reached, write_progress
 from beam_pipelines.sinks.results import find_run
 from beam_pipelines.spec.horizon import horizon
@@ -110,6 +110,7 @@ def test_the_graph_of_a_batch_is_complete_and_commits_by_itself(
     run_elsewhere(staged(service.jobs[0]))  # nobody who waits
     record = find_run(handed_in.run.state, "r1")
     assert record is not None
+    assert job_page(handed_in.run.state, "r1") == handed_in.url
     assert (record.status, record.metadata.spec, record.args["spec"]) == ("success", "pipeline.yaml", "pipeline.yaml")
     assert (rows_in(f"{lake}/flights", gcs), rows_in(f"{lake}/dead_letters", gcs)) == (30, 1)
     assert list_files(f"{lake}/flights/.staging") == []

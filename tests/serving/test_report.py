@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.errors import RunError
+from beam_pipelines.places import write_bytes
 from beam_pipelines.serving.report import Agreement, report_page
 from beam_pipelines.serving.report.facts import LATENESS, MOST_BARS, Facts, Unknown
 from beam_pipelines.serving.report.markup import duration, share, tag, text
 from beam_pipelines.serving.report.verdict import balances, dead_of, usual
 from beam_pipelines.serving.tables import stale_table
+from beam_pipelines.sinks.epochs import handed_in
 from beam_pipelines.sinks.ledger import Line
 from beam_pipelines.sinks.results import CheckResult, Metadata, OutputResult, RunResults, ThresholdResult
 from tests import laws
@@ -315,6 +318,15 @@ def test_rows_of_other_times_leave_by_a_door_of_their_own(tmp_path: Path) -> Non
     said = parsed(report_page(str(tmp_path), run)).said
     assert "4 outside the range" in said
     assert "over [2013-12-01, 2013-12-02)" in said
+
+
+def test_a_run_of_a_service_has_a_link_to_its_job(tmp_path: Path) -> None:
+    run = a_run()
+    page, state = "https://console.cloud.google.com/dataflow/jobs/europe-west1/j1?project=p", str(tmp_path)
+    assert "its page at the service" not in parsed(report_page(state, run)).said
+    for url, there in ((page, True), ("javascript:alert(1)", False)):
+        write_bytes(handed_in(state, run.metadata.run_id), msgspec.json.encode({"run_id": run.metadata.run_id, "taken": True, "url": url}))
+        assert (f'href="{url}"' in report_page(state, run).decode()) is there
 
 
 def test_a_stream_that_was_interrupted_has_open_rows(tmp_path: Path) -> None:

@@ -243,11 +243,11 @@ def _handed_in(job: Job, call: Call, options: PipelineOptions) -> Submitted:
             raise
         except Exception as error:  # of Beam, of Google's clients, of the storage: each with classes of its own
             raise own_error(error) from error
-    if not _dry(call):
-        service.remember(run.state, msgspec.structs.replace(handed_in, taken=True))
     graph = graph_of(result.job.proto_pipeline) if _dry(call) else None
     job_id = None if _dry(call) or not result.has_job else str(result.job_id())
     url = None if job_id is None else service.link(project, region, job_id)
+    if not _dry(call):
+        service.remember(run.state, msgspec.structs.replace(handed_in, taken=True, url=url or ""))
     return Submitted(run, str(cloud.job_name), job_id, url, graph, result)
 
 

@@ -25,7 +25,7 @@ _LAUNCHED = re.compile(r"template_launches/([^/]+)/")
 
 
 class HandedIn(msgspec.Struct, frozen=True):
-    """A job that a run is, or, as long as nobody has `taken` it, is to be."""
+    """A job that a run is, or, as long as nobody has `taken` it, is to be; `url`: its page, where it is known."""
 
     run_id: str
     mode: str
@@ -33,6 +33,7 @@ class HandedIn(msgspec.Struct, frozen=True):
     region: str
     name: str
     taken: bool = False
+    url: str = ""
 
 
 class Found(NamedTuple):

@@ -26,6 +26,7 @@ from beam_pipelines.serving.report.style import STYLE
 from beam_pipelines.serving.report.tables import note, section
 from beam_pipelines.serving.report.times import behind, freshness_section, throughput_section
 from beam_pipelines.serving.report.verdict import Balance, balances, dead_of, late_of, level, read_by, sentence, streams, usual
+from beam_pipelines.sinks.epochs import job_page
 from beam_pipelines.sinks.results import RunResults
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def report_page(
         "agreement": agreement_section(agreed),
         "stale": stale_section(_asked(stale, "What came too late for the batch is not known")),
         "runs": runs_section(run, runs),
-        "metadata": metadata_section(run),
+        "metadata": metadata_section(run, job_page(state, run.metadata.run_id)),
     }
     shown = {name: part for name, part in parts.items() if part is not None}
     top = [_verdict(run), _tiles(run, runs, times if isinstance(times, Times) else None), _navigation(shown)]

@@ -194,12 +194,12 @@ def runs_section(run: RunResults, runs: Sequence[RunResults]) -> Html | None:
     return section("runs", title, table(names, rows, right=("read", "written", "dead", "dead share"), here=here))
 
 
-def metadata_section(run: RunResults) -> Html:
-    """Which program did what, when."""
+def metadata_section(run: RunResults, job_page: str) -> Html:
+    """Which program did what, when; with a link to the job, where a service ran it."""
     about = run.metadata
     pairs = [
         ("Pipeline", f"{about.pipeline}, version {about.pipeline_version}"), ("Spec", tag("code", about.spec)), ("Run", tag("code", about.run_id)),
-        ("Mode", about.mode), ("Engine", about.engine), ("Contract", tag("code", about.contract)), ("Range", f"[{about.range[0]}, {about.range[1]})" if about.range else ""), ("Input", "the archive" if about.input == "archive" else ""), ("Started", moment(about.started_at)),
+        ("Mode", about.mode), ("Engine", about.engine), ("Job", tag("a", "its page at the service", href=job_page) if job_page.startswith("https://") else ""), ("Contract", tag("code", about.contract)), ("Range", f"[{about.range[0]}, {about.range[1]})" if about.range else ""), ("Input", "the archive" if about.input == "archive" else ""), ("Started", moment(about.started_at)),
         ("Ended", moment(about.finished_at)), ("Took", duration(about.elapsed_s)), ("beam_pipelines", about.beam_pipelines_version),
         ("Call", _call(run.args)),
     ]  # fmt: skip
