@@ -59,6 +59,7 @@ from beam_pipelines.sinks.speed import write_no_doors
 from beam_pipelines.sinks.stream_ledger import stored_outputs, stream_ledger
 from beam_pipelines.sources import pubsub
 from beam_pipelines.sources.lookups import FileLookup, lookups_of, versions_of
+from beam_pipelines.sources.pubsub_watermark import Patience
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.placing import placing
@@ -389,6 +390,10 @@ def _compacting(spec: PipelineSpec, run: RunInfo, archives: Sequence[str]) -> It
         thread.join()
 
 
+_LEAST_IDLE_S = Patience().lookback_s + 0.5
+"""Sooner after the last message the source does not say how far it is, and windows that could close would be left open."""
+
+
 def _over(call: StreamCall, elapsed_s: float) -> bool:
     if call.max_duration_s is not None and elapsed_s >= call.max_duration_s:
         return True
@@ -396,7 +401,7 @@ def _over(call: StreamCall, elapsed_s: float) -> bool:
     return (
         call.until_idle_s is not None
         and bool(states)
-        and all(s.idle_s >= call.until_idle_s and not s.held and s.outage is None for s in states)
+        and all(s.idle_s >= max(call.until_idle_s, _LEAST_IDLE_S) and not s.held and s.outage is None for s in states)
     )
 
 
