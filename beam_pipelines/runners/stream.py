@@ -316,6 +316,9 @@ def _at_the_end(before: Reached, ended_micros: int, *, out_s: float) -> Reached:
     return Reached(max(known, default=None), began, now_ms, ended=True, out_ms=now_ms + round(out_s * 1000))
 
 
+_DRAINING = "draining: what was pulled is stored and acknowledged; once more ends at once"
+
+
 @contextlib.contextmanager
 def _draining_signals(say: Callable[[str], None]) -> Iterator[None]:
     """SIGTERM and Ctrl-C ask the sources to end; a second one raises KeyboardInterrupt."""
@@ -324,7 +327,7 @@ def _draining_signals(say: Callable[[str], None]) -> Iterator[None]:
         if draining.requested():
             raise KeyboardInterrupt
         draining.request()
-        say("draining: what was pulled is stored and acknowledged; once more ends at once")
+        threading.Thread(target=say, args=(_DRAINING,), daemon=True).start()  # the signal may have interrupted a line that is being said
 
     if threading.current_thread() is not threading.main_thread():
         yield
