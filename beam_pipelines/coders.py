@@ -3,13 +3,12 @@
 Without a coder Beam pickles the parent buffers of a slice: 718 KB instead of 4 KB for 100 rows of a large batch. The stream form costs
 15 microseconds a batch and, unlike a bare IPC message, carries dictionaries.
 
-    rows ─▶ keyed stage    encode: into the table, a number of 8 bytes ═══ the runner ═══ decode: out of the table     after `hand_over(True)`
+    rows ─▶ keyed stage    encode: into the table, a number of 8 bytes ═══ the runner ═══ decode: out of the table     see `keyed_state.keyed_batches`
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import Any
 
 import apache_beam as beam
@@ -49,10 +48,10 @@ class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
         return _RecordBatchCoderImpl()
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        return _RecordBatchCoderImpl().encode(value)
+        return self._create_impl().encode(value)
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
-        return _RecordBatchCoderImpl().decode(encoded)
+        return self._create_impl().decode(encoded)
 
     def is_deterministic(self) -> bool:
         return True
@@ -67,36 +66,21 @@ class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
         return hash(type(self))
 
 
-_handing_over = threading.Event()
 _table: dict[bytes, pa.RecordBatch] = {}
 _numbers = itertools.count()
 
 
-def hand_over(on: bool) -> None:
-    """Whether graphs made from now on leave batches on their way to a keyed stage where they are, and the runner moves their numbers; empties the table.
+def forget_handed() -> None:
+    """Empties the table: of a job that has ended before it was through."""
+    _table.clear()
+
+
+class Handed(pa.RecordBatch):  # type: ignore[misc]
+    """As the type of a PCollection: batches that exactly one transform takes, in this process.
 
     Only for a runner whose stages all run in this process and that gives each element to its stage once, as Prism does, which tries nothing again. It
     saves the copies into the runner and back.
     """
-    _table.clear()
-    if on:
-        _handing_over.set()
-    else:
-        _handing_over.clear()
-
-
-def waiting() -> int:
-    """How many batches are on their way between two stages."""
-    return len(_table)
-
-
-class Handed(pa.RecordBatch):  # type: ignore[misc]
-    """As the type of a PCollection: batches that exactly one transform takes, in this process."""
-
-
-def keyed_batches() -> Any:
-    """The type of (key, batch) elements that exactly one transform takes. Jobs that are not handed over keep `RecordBatchCoder`: it is part of what a cluster saves."""
-    return tuple[int, Handed] if _handing_over.is_set() else tuple[int, pa.RecordBatch]
 
 
 class _HandedCoderImpl(_RecordBatchCoderImpl):
@@ -119,12 +103,6 @@ class HandedCoder(RecordBatchCoder):
 
     def _create_impl(self) -> _HandedCoderImpl:
         return _HandedCoderImpl()
-
-    def encode(self, value: pa.RecordBatch) -> bytes:
-        return _HandedCoderImpl().encode(value)
-
-    def decode(self, encoded: bytes) -> pa.RecordBatch:
-        return _HandedCoderImpl().decode(encoded)
 
     def is_deterministic(self) -> bool:
         return False

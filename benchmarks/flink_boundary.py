@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.arrow.schema import PROVENANCE, UTC_MICROS, provenance
-from beam_pipelines.runners.flink.cluster import Cluster
+from beam_pipelines.runners.flink.cluster import Cluster, local_cluster
 from beam_pipelines.runners.flink.job import flink_job
 from beam_pipelines.runners.options import Flink
 
@@ -163,8 +163,6 @@ def boundary(cluster: Cluster, *, runs: int, scale: int = 1) -> dict[str, float]
 
 def main() -> None:
     """These figures alone."""
-    from beam_pipelines.runners.flink.cluster import local_cluster
-
     with tempfile.TemporaryDirectory() as folder, local_cluster(Path(folder) / "cluster") as cluster:
         print(json.dumps({name: round(value, 1) for name, value in boundary(cluster, runs=int(os.environ.get("RUNS", "1"))).items()}))
 

@@ -25,8 +25,8 @@ from dedup_state import CONTRACT, DAY
 from flink_boundary import batch_of
 
 from beam_pipelines.arrow.keys import DeduplicateRule
-from beam_pipelines.arrow.schema import POSITION, UTC_MICROS
-from beam_pipelines.runners.flink.cluster import Cluster
+from beam_pipelines.arrow.schema import ARRIVAL, POSITION, UTC_MICROS
+from beam_pipelines.runners.flink.cluster import Cluster, local_cluster
 from beam_pipelines.runners.flink.job import flink_job
 from beam_pipelines.runners.options import Flink
 from beam_pipelines.transforms.deduplicate import Deduplicate
@@ -58,7 +58,7 @@ def _rows(first: int, now: int) -> pa.RecordBatch:
     times = pa.array(np.full(_AT_ONCE, now), UTC_MICROS)
     new = {
         POSITION: pa.array(number),
-        "_arrival_time": times,
+        ARRIVAL: times,
         "id": pa.array(np.char.mod("%016x", number * 0x9E3779B97F4A7C1 % 2**60)),
         "at": times,
     }
@@ -124,7 +124,7 @@ def _until(job: Any, done: Any) -> None:
 
 
 def _looked_at(job: Any, cluster: Cluster, number: str) -> list[tuple[float, float, float]]:
-    """(bytes, milliseconds, bytes of the stage's state) of the next checkpoints but the first, which may have begun before."""
+    """(bytes, milliseconds, bytes of the stage's state) of the next checkpoints but two: the latest when it was asked, and one that may have begun before."""
     found: dict[int, tuple[float, float, float]] = {}
 
     def enough() -> bool:
@@ -141,8 +141,6 @@ def _looked_at(job: Any, cluster: Cluster, number: str) -> list[tuple[float, flo
 
 def main() -> None:
     """These figures alone."""
-    from beam_pipelines.runners.flink.cluster import local_cluster
-
     with tempfile.TemporaryDirectory() as folder, local_cluster(Path(folder) / "cluster") as cluster:
         print(json.dumps({name: round(value, 2) for name, value in checkpoints(cluster).items()}))
 

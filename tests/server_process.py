@@ -12,8 +12,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -98,10 +98,15 @@ def started(make: Callable[[], S]) -> S:
 def free_ports(count: int) -> tuple[int, ...]:
     """Ports that nobody listens on now, all different."""
     with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return tuple(probe.getsockname()[1] for probe in probes)
+        return tuple(held.enter_context(bound_port())[0] for _ in range(count))
+
+
+@contextmanager
+def bound_port() -> Iterator[tuple[int, socket.socket]]:
+    """A port that nobody listens on, and nobody else can, and the socket that holds it, which may."""
+    with socket.socket() as holder:
+        holder.bind((HOST, 0))
+        yield holder.getsockname()[1], holder
 
 
 def _listens(port: int) -> bool:

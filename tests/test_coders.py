@@ -11,17 +11,18 @@ from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.coders import HandedCoder, RecordBatchCoder, hand_over, keyed_batches, waiting
+from beam_pipelines.coders import HandedCoder, RecordBatchCoder, _table
 from beam_pipelines.errors import RunError
+from beam_pipelines.transforms.keyed_state import keyed_batches, resident
 
 CODER = RecordBatchCoder()
 
 
 @pytest.fixture
 def handing_over() -> Iterator[None]:
-    hand_over(True)
+    resident(True)
     yield
-    hand_over(False)
+    resident(False)
 
 
 @given(
@@ -69,9 +70,9 @@ def test_a_batch_that_is_handed_over_is_the_same_one_and_there_once(handing_over
     coder = beam.coders.registry.get_coder(convert_to_beam_type(keyed_batches()))
     encoded = coder.encode((3, batch))
     assert len(encoded) < 20
-    assert waiting() == 1
+    assert len(_table) == 1
     assert coder.decode(encoded)[1] is batch
-    assert waiting() == 0
+    assert len(_table) == 0
     with pytest.raises(RunError, match="twice"):
         coder.decode(encoded)
 

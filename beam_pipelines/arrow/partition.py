@@ -14,6 +14,8 @@ from beam_pipelines.errors import SpecError, nearest
 _UNSAFE_IN_NAMES = frozenset('/=%\\:*?"<>|[]{}')
 TRANSFORMS = ("day", "hour", "month", "year", "range")
 _LIMIT = 2**63
+NULL_DIRECTORY = "__HIVE_DEFAULT_PARTITION__"
+"""The directory of rows without a value to partition by; the word is Hive's."""
 OUTSIDE = "__UNPARTITIONED__"
 """The partition of numbers outside of all ranges; the word is BigQuery's."""
 
@@ -78,13 +80,25 @@ def by_ingestion(text: str | None) -> str:
     return "" if match is None else match[1]
 
 
+def table_partition(text: str | None) -> Partition:
+    """What `partition_by` of a table says: as `parse_partition`, or `day()` and so on, without a column, by the time of ingestion; of no text all of it is empty.
+
+    >>> table_partition("day()"), table_partition(None)
+    (Partition(transform='day', column='', bounds=()), Partition(transform='', column='', bounds=()))
+    """
+    unit = by_ingestion(text)
+    return Partition(unit, "") if unit else parse_partition(text or "")
+
+
 def is_derived(name: str, columns: Collection[str]) -> bool:
     """Whether a partition of that name is computed from one of the columns.
 
     >>> is_derived("n_range_m5_20_5", ["n"]), is_derived("window_start_day", ["_window_start"]), is_derived("day", ["day"])
     (True, True, False)
+    >>> is_derived("price_range", ["price"]), is_derived("x_day_3", ["x"])
+    (False, False)
     """
-    match = re.fullmatch(rf"(.+)_(?:{'|'.join(TRANSFORMS)})(?:_m?\d+)*", name)
+    match = re.fullmatch(r"(.+)_(?:hour|day|month|year|range(?:_m?\d+){3})", name)
     return match is not None and match[1] in {column.lstrip("_") for column in columns}
 
 

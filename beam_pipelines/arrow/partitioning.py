@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.arrow.partition import OUTSIDE, Partition, check_name
+from beam_pipelines.arrow.partition import NULL_DIRECTORY, OUTSIDE, Partition, check_name
 from beam_pipelines.errors import SpecError, nearest
 
-NULL_DIRECTORY = "__HIVE_DEFAULT_PARTITION__"
 MAX_VALUE_BYTES = 200
 _MAX_SEGMENT_BYTES = 255  # what common file systems allow for one name
 _MICROS_PER = {"day": 86_400_000_000, "hour": 3_600_000_000}

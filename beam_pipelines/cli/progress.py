@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from beam_pipelines import metrics
+from beam_pipelines.runners.heap import settle_heap
 from beam_pipelines.sources.files import list_files
 from beam_pipelines.spec.sources import BatchSource
 
@@ -30,8 +30,7 @@ def watching(
 
     @contextlib.contextmanager
     def watch() -> Iterator[None]:
-        gc.freeze()  # what the start has made stays for good, and is not looked through again
-        gc.enable()
+        settle_heap()
         with contextlib.ExitStack() as stack:
             if "multi_processing" in " ".join(flags) and not logging.getLogger().isEnabledFor(logging.INFO):
                 stack.enter_context(_silent_workers())

@@ -99,6 +99,8 @@ def run(
     job = dataflow_of(runner, {name: value for name, value in elsewhere.items() if name.startswith("dataflow_")})
     found = loaded(spec, set_, parameters_file)
     mode = check_mode(found.spec, mode)
+    if mode == "batch":
+        _set_libraries(found.spec)
     _check_options(
         mode, until_idle=until_idle, max_duration=max_duration, keep_logs=keep_logs, apply_lateness=apply_lateness, to=to, input=input_,
         ignore_stream=ignore_stream, new_files=new_files, **{"from": from_},
@@ -124,6 +126,13 @@ def run(
     if new_files and (where is not None or chosen_input == "archive"):
         raise SpecError("--new-files: takes no range and no --input archive.", hint="It finds the ranges that new files touch by itself.")
     return execute(found, asked)
+
+
+def _set_libraries(spec: PipelineSpec) -> None:
+    """What Arrow and numpy read from the environment when they are loaded."""
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow keeps a block's memory for the next
+    if not spec.functions:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads for matrices wait actively, and we multiply none
 
 
 def check_mode(spec: PipelineSpec, mode: str | None) -> str:
@@ -213,9 +222,6 @@ def _stream(found: LoadedSpec, asked: Asked) -> RunResults:
 
 def _batch(found: LoadedSpec, asked: Asked) -> Iterator[RunResults]:
     """The record of the run, or those of all runs over new files as they end."""
-    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # read when Arrow is loaded: it keeps a block's memory for the next
-    if all(step.apply is None for step in found.spec.transform):  # numpy's threads for matrices wait actively, and we multiply none
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from beam_pipelines.runners.lean_beam import import_lean_beam
     from beam_pipelines.runners.options import check_flags, engine_for
     from beam_pipelines.spec.secrets import expect_keys

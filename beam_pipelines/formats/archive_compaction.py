@@ -14,32 +14,24 @@ from collections.abc import Callable, Generator, MutableMapping
 from beam_pipelines.formats import compaction
 from beam_pipelines.formats.archive import Positions
 from beam_pipelines.formats.archive_files import hours, notes, replaced_by, stored, stored_ms, write_file
-from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Compacted, Files, Merge, Step
+from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Files, Merge, Step
 from beam_pipelines.formats.named_files import named
 
-__all__ = ["FAN_IN", "GRACE_S", "QUIET_S", "Compacted", "Step", "compact", "compact_steps"]
+__all__ = ["FAN_IN", "GRACE_S", "QUIET_S", "Step", "compact_steps"]
 
 FAN_IN = (32, 16, 32)
 """How many live files of each level are merged at least."""
-
-
-def compact(
-    folder: str, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None
-) -> Compacted:
-    """One pass over all hours of an archive, or of the folder of one source: merges what is due and deletes what was merged a minute ago.
-
-    Call it every 10 s or so; `now` gives seconds since 1970. `at_rest`, kept by the caller between calls, spares hours in which nothing
-    has changed since there was nothing left to do. Sealed messages are merged without the key. `epoch` is the caller's, by default the latest in the
-    hour: what earlier epochs left unfinished is deleted, and a process of one that still writes fails with SinkError.
-    """
-    return Compacted.of(compact_steps(folder, epoch=epoch, now=now, at_rest=at_rest))
 
 
 def compact_steps(
     folder: str, *, epoch: int = 0, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
     fan_in: tuple[int, int, int] = FAN_IN, quiet_s: float = QUIET_S,
 ) -> Generator[Step, None, None]:  # fmt: skip
-    """`compact`, step by step: after each one the process may die. `quiet_s` as in `compaction.compact_steps`."""
+    """One pass over all hours of an archive, or of the folder of one source, step by step: merges what is due and deletes what was merged a minute ago.
+
+    Call it every 10 s or so; `now`, `at_rest` and `quiet_s` as in `compaction.compact_steps`. Sealed messages are merged without the key. `epoch` is the
+    caller's, by default the latest in the hour: what earlier epochs left unfinished is deleted, and a process of one that still writes fails with SinkError.
+    """
     folders = (hour.folder for hour in hours(folder))
     return compaction.compact_steps(folders, archive_kind(fan_in), epoch=epoch, now=now, at_rest=at_rest, quiet_s=quiet_s)
 

@@ -84,12 +84,12 @@ class AvroReader:
 
 
 def count_records(stream: BinaryIO, *, limits: Limits = Limits()) -> int:
-    """How many records the blocks of a container say they hold; none is unpacked, and what cannot be read counts as none."""
+    """How many records the blocks of a container say they hold, as far as a block may be believed; none is unpacked, and what cannot be read counts as none."""
     window = Window(stream)
     header = _header(window, limits) if window.hold(len(_MAGIC), _STEP_BYTES) else None
     if header is None or isinstance(header, Broken):
         return 0
-    return sum(block.records for block in _blocks(window, header.sync, limits) if isinstance(block, _Block))
+    return sum(min(block.records, _MOST_IN_A_BLOCK) for block in _blocks(window, header.sync, limits) if isinstance(block, _Block))
 
 
 def _claimed(records: int) -> int:

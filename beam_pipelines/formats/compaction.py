@@ -9,6 +9,8 @@ and names the files it replaces; a minute later, in another pass, those are dele
 one, or both, and readers take a row once. After a crash between two steps the next pass goes on: a merged file still says what it replaces. Only
 files that a durable file replaces are ever deleted.
 
+Where readers see fewer rows than lie in the files, a quiet folder is *settled* instead (`Settles`): written anew with what they see in files of its own.
+
 One process at a time merges in a folder: an advisory lock on it. Without it (other machines, URLs) two would merge the same files: each result names the
 same files as replaced, nothing is lost, and a row that is stored twice is read once.
 """
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
 from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -38,7 +40,7 @@ _QUIET_LEVEL = 2
 SETTLED_LEVEL = 9
 """Of the files of settled folders: they are not merged, only settled anew."""
 _MOST = 512
-_GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
+GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
 _damaged: set[str] = set()  # files of this process's passes that could not be read: merging leaves them to readers, who report them
 
 
@@ -48,21 +50,6 @@ class Step(NamedTuple):
 
     act: Literal["merged", "settled", "deleted", "swept"]
     path: str
-
-
-@dataclass(frozen=True)
-class Compacted:
-    """What passes did, in files."""
-
-    merged: int = 0
-    deleted: int = 0
-    swept: int = 0
-
-    @classmethod
-    def of(cls, steps: Iterable[Step]) -> Compacted:
-        """What all the steps did."""
-        acts = [step.act for step in steps]
-        return cls(acts.count("merged") + acts.count("settled"), acts.count("deleted"), acts.count("swept"))
 
 
 class Merge(NamedTuple):
@@ -88,6 +75,16 @@ class Settle(NamedTuple):
     quiet_s: float
 
 
+class Settles(Protocol):
+    """Writes the live files of quiet folders anew: rows that readers see apart from others."""
+
+    def __call__(self, folder: Settle) -> str | None:
+        """The path that says so; None where it does not."""
+
+    def unsettled(self, live: Sequence[Named]) -> bool:
+        """Whether it may yet do so with these files of a quiet folder, in another pass."""
+
+
 def _all(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
@@ -100,8 +97,7 @@ class Files:
     `read` a file's rows, `write` writes a merged file and gives its path; all but the last raise FileNotFoundError. `fan_in` says by level how many live
     files are merged at least (all there are, up to `_MOST`), the last entry also for all higher levels; `top` is the highest level. Files of
     `full_bytes` are not merged again. `fresh` gives, for each merge, what drops rows that came before. `swept` lists what earlier epochs left unfinished.
-    `settle` writes the live files of a quiet folder anew, rows that readers see apart from others, and gives the path that says so; None where it does not.
-    `settles` says whether it may yet do so.
+    `settling`: where rows that readers see are to lie apart from others in quiet folders.
     """
 
     replaces: Callable[[str], Sequence[str]]
@@ -113,8 +109,7 @@ class Files:
     full_bytes: int | None = None
     fresh: Callable[[], Callable[[pa.RecordBatch], pa.RecordBatch]] = lambda: _all
     swept: Callable[[str, int], list[str]] = unfinished
-    settle: Callable[[Settle], str | None] | None = None
-    settles: Callable[[Sequence[Named]], bool] = lambda live: False
+    settling: Settles | None = None
 
     def least(self, level: int) -> int:
         """How many live files of a level are merged at least."""
@@ -166,7 +161,7 @@ def merged_all(live: Sequence[Lying], files: Files) -> list[Lying]:
 
 def _first(lying: Sequence[Lying], files: Files, least: int, levels: range) -> list[Lying]:
     """The first `least` files or more of these levels that a pass would merge, as many as fit; [] where there are not so many."""
-    small = [f for f in lying if f.level in levels and (files.full_bytes is None or f.bytes < files.full_bytes)]
+    small = [f for f in lying if f.level in levels and f.level < SETTLED_LEVEL and (files.full_bytes is None or f.bytes < files.full_bytes)]
     for word in sorted({f.word for f in small}):
         group = [f for f in small if f.word == word]
         if len(group) >= least:
@@ -195,19 +190,21 @@ def _folder(folder: str, files: Files, epoch: int, now: Callable[[], float], qui
             up = level + 1 if files.top is None else min(level + 1, files.top)
             yield Step("merged", _merge(folder, files, group, up, epoch, now))
         level += 1
-    settled = _settled(folder, files, epoch, now, quiet_s)
-    if settled is not None:
-        yield Step("settled", settled)
-        return
+    if files.settling is not None:
+        live = again(lambda: unreplaced(folder, files.replaces))
+        settled = _settled(folder, live, files.settling, epoch, now, quiet_s)
+        if settled is not None:
+            yield Step("settled", settled)
+        if settled is not None or files.settling.unsettled(live):  # in another pass: merged now, it would be written twice
+            return
     for group in _quiet(folder, files, now(), quiet_s):
         yield Step("merged", _merge(folder, files, group, _QUIET_LEVEL, epoch, now))
 
 
-def _settled(folder: str, files: Files, epoch: int, now: Callable[[], float], quiet_s: float) -> str | None:
-    live = again(lambda: unreplaced(folder, files.replaces)) if files.settle is not None else []
-    if files.settle is None or not live or (quiet_s and any(now() - file.made_at < quiet_s for file in live)):
+def _settled(folder: str, live: Sequence[Named], settle: Settles, epoch: int, now: Callable[[], float], quiet_s: float) -> str | None:
+    if not live or (quiet_s and any(now() - file.made_at < quiet_s for file in live)):
         return None
-    return files.settle(Settle(folder, live, epoch, now, quiet_s))
+    return settle(Settle(folder, live, epoch, now, quiet_s))
 
 
 def _deletable(folder: str, files: Files, now: float) -> list[str]:
@@ -268,14 +265,24 @@ def _rests(folder: str, files: Files, now: float, quiet_s: float) -> bool:
     there = named(folder)
     live = unreplaced(folder, files.replaces)
     old = all(now - file.made_at >= quiet_s for file in there)
-    return old and len(live) == len(there) and not files.settles(live) and not _quiet(folder, files, now, quiet_s)
+    return (
+        old
+        and len(live) == len(there)
+        and not (files.settling is not None and files.settling.unsettled(live))
+        and not _quiet(folder, files, now, quiet_s)
+    )
 
 
 def _merge(folder: str, files: Files, group: Sequence[Named], level: int, epoch: int, now: Callable[[], float]) -> str:
     there = frozenset(list_files(folder))
     replaces: list[str] = []
-    batches = coalesce(_rows(files, group, replaces, there), target_rows=_GROUP_ROWS, target_bytes=_GROUP_BYTES)
+    batches = grouped(_rows(files, group, replaces, there))
     return files.write(Merge(folder, group[0].path, batches, replaces, epoch, level, now))
+
+
+def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that become row groups of a merged file."""
+    return coalesce(batches, target_rows=GROUP_ROWS, target_bytes=_GROUP_BYTES)
 
 
 def _rows(files: Files, group: Sequence[Named], replaces: list[str], there: frozenset[str]) -> Iterator[pa.RecordBatch]:

@@ -3,10 +3,11 @@
     000001-{id}.parquet      a bundle's rows
     000001-{id}.1.parquet    merged from many of these
     000001-{id}.2.parquet    merged from many of those
+    000001-{id}.9.parquet    of a settled folder
     .000001-{id}.inprogress  not finished, and after a crash never will be
 
 The six digits are the epoch of the process that wrote the file; `{id}` begins with the time at which it got its name, in milliseconds. A merged
-file names those it *replaces*: it holds all their rows, and they are deleted later (`compaction`).
+file names those it *replaces*: it holds all their rows, if need be with other files that it names, and they are deleted later (`compaction`).
 """
 
 from __future__ import annotations

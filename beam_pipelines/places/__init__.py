@@ -257,10 +257,10 @@ def delete_tree(folder: str) -> None:
 
 def each(path: str, do: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
     """What `do` gives for each of the arguments, which are about files near `path`: in order, on Cloud Storage as it comes, several at a time. What one raises ends it."""
-    if path.startswith("gs://"):
-        yield from _at(path).each(do, calls)
-    else:
+    if is_local(path):
         yield from (do(*call) for call in calls)
+    else:
+        yield from _at(path).each(do, calls)
 
 
 def prune_folders(folder: str, top: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, TypeVar
+
+T = TypeVar("T")
 
 
 def open_new(path: str) -> BinaryIO:
@@ -73,6 +75,11 @@ def delete_tree(folder: str) -> None:
     found = [m.path for result in _beam().match([f"{folder.rstrip('/')}/**"]) for m in result.metadata_list]
     if found:
         _beam().delete(found)
+
+
+def each(do: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+    """What `do` gives for each of the arguments, in order. What one raises ends it."""
+    yield from (do(*call) for call in calls)
 
 
 def list_files(folder: str) -> list[str]:

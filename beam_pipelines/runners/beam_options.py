@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, _BeamArgumentParser
 
 from beam_pipelines.errors import SpecError
 
@@ -29,6 +29,12 @@ class Options(PipelineOptions):  # type: ignore[misc]  # Beam ships no types
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]  # Beam ships no types
     def error(self, message: str) -> NoReturn:
         raise SpecError(f"Beam option: {message}.", hint="Everything after -- are Beam pipeline options.")
+
+
+def temp_location(flags: Sequence[str]) -> str | None:
+    """The folder that `--temp_location` names; None where no flag does."""
+    given = PipelineOptions(list(flags)).view_as(GoogleCloudOptions).temp_location
+    return str(given) if given else None
 
 
 def unknown_flags(flags: Sequence[str]) -> list[str]:

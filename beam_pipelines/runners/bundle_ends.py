@@ -3,7 +3,7 @@
     as Beam does it   … outputs, their ends ─▶ a thread that samples where time goes sleeps on, up to 200 ms ─▶ answer     Prism spins a core meanwhile
     as it is here     … outputs ─▶ answer, ends of outputs                                                                 Prism sleeps until it has both
 
-Both must run in each process that runs an SDK harness, and twice is the same as once.
+`install` in each process that runs an SDK harness, `answer_first` where it works for Prism; both stay for the process, and twice is the same as once.
 """
 
 from __future__ import annotations

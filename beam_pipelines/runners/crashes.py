@@ -122,7 +122,7 @@ def _guilty(batches: Iterable[tuple[pa.RecordBatch, Any]]) -> list[int]:
     return found
 
 
-def _tried(batch: pa.RecordBatch, program: Any) -> list[int]:
+def _tried(batch: pa.RecordBatch, program: Any, *, timeout_s: float = _TRIAL_TIMEOUT_S) -> list[int]:
     """Positions in `batch` that bring down a process of their own."""
     with tempfile.TemporaryDirectory(prefix="beam-pipelines-crash-") as folder:
         work, found = Path(folder, "work"), Path(folder, "found")
@@ -131,16 +131,16 @@ def _tried(batch: pa.RecordBatch, program: Any) -> list[int]:
             writer.write_batch(batch)
         work.write_bytes(pickle.dumps((program, bytes(sink.getvalue()))))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        _run([sys.executable, "-m", __name__, str(work), str(found)], environment)
+        _run([sys.executable, "-m", __name__, str(work), str(found)], environment, timeout_s)
         rows = msgspec.json.decode(found.read_bytes(), type=list[int]) if found.exists() else []
         return [batch.column(POSITION)[row].as_py() for row in rows]
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
+def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> None:
     """Runs a trial, or ends it with all its forks: a record that takes for ever is no crash, and must not keep the stream from starting."""
     trial = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603  (ourselves)
     try:
-        trial.wait(_TRIAL_TIMEOUT_S)
+        trial.wait(timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(trial.pid, signal.SIGKILL)
         trial.wait()

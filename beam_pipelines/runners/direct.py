@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_pipelines import metrics
 from beam_pipelines.arrow.ranges import Range
@@ -22,7 +21,7 @@ from beam_pipelines.edges import needed_since
 from beam_pipelines.errors import BeamPipelinesError, RunError
 from beam_pipelines.pipeline import Job, build
 from beam_pipelines.runners.archived_records import records_at
-from beam_pipelines.runners.beam_options import Options
+from beam_pipelines.runners.beam_options import Options, temp_location
 from beam_pipelines.runners.crashes import known_to_crash
 from beam_pipelines.runners.failures import own_error
 from beam_pipelines.runners.options import NOT_SAID, Engine, Flink, check_flags, engine_for
@@ -148,9 +147,9 @@ def _execute(job: Job, call: Call, engine: Engine) -> None:
 @contextlib.contextmanager
 def temporary(flags: Sequence[str], run: RunInfo) -> Iterator[str]:
     """The user's --temp_location, or a folder of this machine that goes with the run."""
-    given = PipelineOptions(list(flags)).view_as(GoogleCloudOptions).temp_location
-    if given:
-        yield str(given)
+    given = temp_location(flags)
+    if given is not None:
+        yield given
         return
     made = tempfile.mkdtemp(prefix=f"beam-pipelines-{run.pipeline}-")
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import grpc
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, PrismRunnerOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
 from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
 
 from beam_pipelines.edges import archives_of
@@ -22,22 +22,22 @@ from beam_pipelines.errors import BeamPipelinesError, RunError, SinkError, SpecE
 from beam_pipelines.places import exists, is_local, local
 from beam_pipelines.pubsub_service import Topic, code, is_transient, where
 from beam_pipelines.runners import stream
+from beam_pipelines.runners.beam_options import temp_location
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.findings import Check, Finding, State, checks_of, look_at
 from beam_pipelines.runners.flink.checks import look_at_flink
 from beam_pipelines.runners.flink.jars import find_java, java_version
-from beam_pipelines.runners.options import Flink
+from beam_pipelines.runners.options import BEAM, Flink
 from beam_pipelines.runners.prism_binary import VARIABLE, builder, prism_at_hand
 from beam_pipelines.runners.writable import expect_writable, nearest_folder
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.changes import check_layout
 from beam_pipelines.sinks.claims import holders, stale
 from beam_pipelines.sinks.deletions import expect_archived
-from beam_pipelines.sinks.epochs import handed_in, newest_start
+from beam_pipelines.sinks.epochs import handed_in, newest_start, runs_here
 from beam_pipelines.sinks.labels import labels_of
 from beam_pipelines.sinks.load_jobs import reach
 from beam_pipelines.sinks.loads import Table
-from beam_pipelines.sinks.owners import alive
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.publishing import Publisher
 from beam_pipelines.sinks.results import find_run
@@ -57,11 +57,9 @@ from beam_pipelines.transforms.prepare import row_program
 
 PYTHON = ((3, 11), (3, 14))
 """From, and before: pyproject.toml."""
-BEAM = "2.77"
-"""What tests run on."""
 _SERVICE_S = 5.0
 _TAKES_OVER = "A new start takes the stream over."
-_LITTLE, _TOO_LITTLE = 2 << 30, 200 << 20
+_LITTLE, _TOO_LITTLE = 2_000_000_000, 200_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def _machine(asked: Examination, loaded: LoadedSpec | None, modes: Sequence[str]
         Check("Python", _python),
         Check("Beam", _beam),
         Check("Java", partial(_java, needed=asked.flink is not None)),
-        Check("free space", partial(_space, asked.flags, loaded)),
+        Check("space", partial(_space, asked.flags, loaded)),
     ]
     if asked.flink is not None:
         return [*checks, Check("Flink", partial(look_at_flink, asked.flink, asked.flags, modes, loaded))]
@@ -144,8 +142,8 @@ def _prism(flags: Sequence[str]) -> Iterator[Finding]:
 
 
 def _space(flags: Sequence[str], loaded: LoadedSpec | None) -> Iterator[Finding]:
-    temporary = PipelineOptions(list(flags)).view_as(GoogleCloudOptions).temp_location or tempfile.gettempdir()
-    for what, folder in (("temporary files", str(temporary)), *((("state", loaded.state),) if loaded is not None else ())):
+    temporary = temp_location(flags) or tempfile.gettempdir()
+    for what, folder in (("temporary files", temporary), *((("state", loaded.state),) if loaded is not None else ())):
         if not is_local(folder):
             continue
         free = shutil.disk_usage(nearest_folder(local(folder))).free
@@ -192,10 +190,9 @@ def _state(folder: str, modes: Sequence[str]) -> Iterator[Finding]:
     if newest is None:
         return
     epoch, last = newest
-    of_service = exists(handed_in(folder, last.run_id))
-    runs = None if of_service or last.owner is None else alive(last.owner)
+    runs = runs_here(folder, last)
     if runs is None and find_run(folder, last.run_id) is None:
-        at = "Dataflow" if of_service else last.host
+        at = "Dataflow" if exists(handed_in(folder, last.run_id)) else last.host
         found = f"start {epoch} of the stream ran on {at}, since {last.started_at}; whether it still runs cannot be seen from here"
         yield Finding("state", "warning", found, _TAKES_OVER)
     elif runs:

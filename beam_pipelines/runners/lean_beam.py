@@ -32,7 +32,7 @@ def _local(spec: PipelineSpec) -> bool:
     return (
         all(isinstance(source, FileSource) for source in spec.sources.batch)
         and all(sink.kind in _LOCAL_SINKS for sink in spec.sinks)
-        and all(step.apply is None for step in spec.transform)
+        and not spec.functions
     )
 
 

@@ -19,6 +19,8 @@ FLINK = "FlinkRunner"
 _CORRUPTING = "--direct_running_mode=multi_threading"
 
 
+BEAM = "2.77"
+"""Beam's Python SDK, as far as versions are told apart: what tests run on."""
 LOOPBACK = "loopback"
 """For `Flink.workers`: threads of the launching process."""
 

@@ -10,7 +10,6 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
 from apache_beam.pipeline import PipelineVisitor
 
-from beam_pipelines.coders import hand_over
 from beam_pipelines.errors import RunError
 from beam_pipelines.runners import bundle_ends
 from beam_pipelines.runners.portable_job import TEN_YEARS_S, PortableJob, submitted
@@ -79,23 +78,26 @@ def run_on_prism(
         job.wait()
 
 
-@contextlib.contextmanager
-def state_here() -> Iterator[None]:
-    """Around one job on Prism at a time: what it would hold of ours (rows before a keyed stage, and its state) stays in this process instead.
-
-    All stages run here, each element goes to its stage once, nothing is tried again, and Prism ends with this process: its memory would be a copy of
-    ours that nobody asks for, and every row would be copied several times on its way.
-    """
+def expect_no_other() -> None:
+    """Raises RunError where a stream runs in this process whose state is here: another would make it forget."""
     if keyed_state.is_resident():
         raise RunError(
             "a stream on Prism runs in this process, and its state is here.", hint="Wait until it has ended, or start another process."
         )
-    hand_over(True)
+
+
+@contextlib.contextmanager
+def state_here() -> Iterator[None]:
+    """Around one job on Prism at a time, and the making of its graph: what Prism would hold of ours (rows before a keyed stage, and its state) stays in this process.
+
+    All stages run here, each element goes to its stage once, nothing is tried again, and Prism ends with this process: its memory would be a copy of
+    ours that nobody asks for, and every row would be copied several times on its way. Raises RunError where there is such a job already.
+    """
+    expect_no_other()
     keyed_state.resident(True)
     try:
         yield
     finally:
-        hand_over(False)
         keyed_state.resident(False)
 
 

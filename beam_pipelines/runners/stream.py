@@ -9,7 +9,6 @@ the archive, and a start takes from there what its open windows still need.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import signal
 import threading
@@ -38,10 +37,11 @@ from beam_pipelines.runners.crashes import look_back
 from beam_pipelines.runners.direct import importable, temporary
 from beam_pipelines.runners.elsewhere import Elsewhere, control_folder, forget_earlier
 from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, flink_job, target
+from beam_pipelines.runners.heap import settle_heap
 from beam_pipelines.runners.in_process import InProcessJob, in_process_job
 from beam_pipelines.runners.options import FLINK, LOOPBACK, Flink
 from beam_pipelines.runners.portable_job import PortableJob
-from beam_pipelines.runners.prism import prism_job, state_here
+from beam_pipelines.runners.prism import expect_no_other, prism_job, state_here
 from beam_pipelines.runners.prism_binary import find_prism
 from beam_pipelines.sinks import speed_compaction
 from beam_pipelines.sinks.bigquery_append import close_appenders
@@ -80,7 +80,7 @@ Running = PortableJob | InProcessJob | FlinkJob
 
 @dataclass(frozen=True)
 class StreamCall:
-    """How a stream was asked for, on Prism or on the `flink` cluster. It ends by itself after `until_idle_s` without messages or `max_duration_s` in all; `watch` is called
+    """How a stream was asked for, on Prism or on the `flink` cluster. It ends by itself after `until_idle_s`, and 1.5 s, without messages or `max_duration_s` in all; `watch` is called
     every half second; `say` gets sentences for people; `make` gives another source in place of Pub/Sub (see `edges.Resume`)."""
 
     run_id: str | None = None
@@ -107,6 +107,7 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     spec = loaded.spec
     with importable(loaded.directory):  # all that can refuse comes before the epoch: a wrong call must not end a stream that runs
         lookups = _check(spec)
+    expect_no_other()
     engine = _engine(call)
     if call.make is None:
         for source in spec.sources.stream:
@@ -177,9 +178,7 @@ def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[
             state_here() if run.engine == _PRISM else contextlib.nullcontext(),
             _running(partial(build, job=job), call, run) as running,
         ):
-            gc.collect()
-            gc.freeze()  # what the start has made stays for good, and is not looked through again
-            gc.enable()
+            settle_heap()
             _supervise(running, call, begun, elsewhere)
             out_s = max((status.out_s for status in pubsub.status()), default=0.0)
     ended = draining.ended_at()
@@ -327,7 +326,10 @@ def _draining_signals(say: Callable[[str], None]) -> Iterator[None]:
         if draining.requested():
             raise KeyboardInterrupt
         draining.request()
-        threading.Thread(target=say, args=(_DRAINING,), daemon=True).start()  # the signal may have interrupted a line that is being said
+        try:
+            say(_DRAINING)
+        except RuntimeError:  # the signal has interrupted a line that is being said to the same place: when that is through
+            threading.Thread(target=say, args=(_DRAINING,), daemon=True).start()
 
     if threading.current_thread() is not threading.main_thread():
         yield

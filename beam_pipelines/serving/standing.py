@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from beam_pipelines.places import exists
-from beam_pipelines.sinks.epochs import all_starts, handed_in
-from beam_pipelines.sinks.owners import alive
+from beam_pipelines.sinks.epochs import newest_start, runs_here
 from beam_pipelines.sinks.reached import starts
 from beam_pipelines.sinks.results import RunResults, list_runs
 
@@ -50,14 +48,13 @@ def standing(state: str) -> Standing:
 
 
 def _stream(state: str) -> StreamStanding | None:
-    known = all_starts(state)
-    if not known:
+    newest = newest_start(state)
+    if newest is None:
         return None
-    epoch, start = max(known.items())
+    epoch, start = newest
     reached = starts(state).get(epoch)
     drained = reached is not None and reached.ended
-    of_service = exists(handed_in(state, start.run_id))
-    runs = False if drained else None if of_service or start.owner is None else alive(start.owner)
+    runs = False if drained else runs_here(state, start)
     return StreamStanding(
         epoch, start.run_id, start.started_at, start.host, start.pid, runs, drained,
         None if reached is None else reached.watermark_micros, None if reached is None else reached.through_ms,

@@ -15,16 +15,17 @@ from typing import NamedTuple
 import duckdb
 
 from beam_pipelines.arrow.engine import literal, quote
-from beam_pipelines.arrow.partitioning import NULL_DIRECTORY
+from beam_pipelines.arrow.partition import NULL_DIRECTORY
 from beam_pipelines.arrow.ranges import partition_range, partition_value, show_instant, union
 from beam_pipelines.arrow.schema import POSITION, SOURCE, STORED_AT
+from beam_pipelines.places import is_local
 from beam_pipelines.places.sql import reading
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.resolutions import open_sql
 from beam_pipelines.sinks.run import TOMBSTONES, Clock
-from beam_pipelines.sinks.settling import Standing, standing
-from beam_pipelines.sinks.speed_views import folders_in_use, same_columns, scan, speed_sql
+from beam_pipelines.sinks.settling import plain_files
+from beam_pipelines.sinks.speed_views import PlainFiles, folders_in_use, same_columns, scan, speed_sql
 from beam_pipelines.sinks.views import NOTHING, select_sql, settled_sql
 
 BATCH, SPEED = "_batch", "_speed"
@@ -49,7 +50,10 @@ def views(state: str, places: Mapping[str, str] | None = None, *, kept: bool = F
             found[name] = found[name + BATCH] = _without_buried(select_sql(snapshot), snapshot, batch)
         if output is not None:
             alike = _alike(output)
-            how = _How(alike, kept, standing(state, output) if at_once and alike and output.of == "rows" and output.placed else None)
+            known = (
+                at_once and alike and output.of == "rows" and output.placed and is_local(output.folder)
+            )  # elsewhere to look takes longer
+            how = _How(alike, kept, plain_files(state, output) if known else None)
             found[name + SPEED] = _speed(state, output, how)
             merged = _merged(state, snapshot, output, batch, how)
             found[name] = _without_buried(merged, snapshot, batch) if snapshot is not None and output.provenance else merged
@@ -91,7 +95,7 @@ class _How(NamedTuple):
 
     alike: bool
     kept: bool
-    standing: Standing | None
+    plain: PlainFiles | None
 
 
 class Gap(NamedTuple):
@@ -109,21 +113,21 @@ class Gap(NamedTuple):
 
 
 def _speed(state: str, output: SpeedOutput, how: _How, gaps: Sequence[Gap] = (), clock: Clock | None = None) -> str:
-    where, found = [gap.where for gap in gaps], how.standing
+    where, found = [gap.where for gap in gaps], how.plain
     if found is None or not found.settled:
         return speed_sql(state, output, where=where, alike=how.alike, kept=how.kept)
-    standing = [_within(found, output, clock, gap) for gap in gaps] if clock is not None and gaps else [found]
-    return speed_sql(state, output, where=where, alike=True, kept=how.kept, standing=standing)
+    plain = [_within(found, output, clock, gap) for gap in gaps] if clock is not None and gaps else [found]
+    return speed_sql(state, output, where=where, alike=True, kept=how.kept, plain=plain)
 
 
-def _within(standing: Standing, output: SpeedOutput, clock: Clock, gap: Gap) -> Standing:
+def _within(plain: PlainFiles, output: SpeedOutput, clock: Clock, gap: Gap) -> PlainFiles:
     """The files that may have rows of a gap."""
     place = output.folder.rstrip("/") + "/"
 
     def meant(path: str) -> bool:
         return gap.may_hold(partition_range(path.removeprefix(place).rpartition("/")[0], clock.partition, clock.unit))
 
-    return Standing(*(tuple(filter(meant, paths)) for paths in standing))
+    return PlainFiles(*(tuple(filter(meant, paths)) for paths in plain))
 
 
 def _merged(state: str, snapshot: Snapshot | None, output: SpeedOutput, batch: Mapping[str, Snapshot], how: _How) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from beam_pipelines.arrow.partition import Partition, by_ingestion, parse_partition
+from beam_pipelines.arrow.partition import Partition, table_partition
 from beam_pipelines.bigquery_service import patiently, said
 from beam_pipelines.errors import SinkError, SpecError, TransientError, nearest
 from beam_pipelines.pubsub_service import LOG_IN, back_off_s
@@ -50,9 +50,7 @@ class Partitions:
 
         Raises SpecError for any other text.
         """
-        if not text or by_ingestion(text):
-            return cls(by_ingestion(text).upper())
-        parsed = parse_partition(text)
+        parsed = table_partition(text)
         return cls(parsed.transform.upper(), parsed.column, parsed.bounds)
 
     @classmethod

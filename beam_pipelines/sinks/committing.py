@@ -63,7 +63,7 @@ class Work:
 def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
     """What the launcher does before the job: claims the outputs, carries out commits that died half-way, deletes what dead runs staged.
 
-    Raises SpecError where outputs overlap, SinkError where an output is taken, not writable, or laid out in another way.
+    Raises SpecError where outputs overlap, SinkError where an output is taken, not writable, laid out in another way, or its table's dataset cannot be reached.
     """
     check_outputs(outputs)
     claim(outputs, run)
@@ -72,20 +72,15 @@ def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
             pass
         known = manifest.snapshots(run.state, {o.name: o.path for o in outputs})
         for output in outputs:
-            check_output(output, known.get(output.name))
+            check_layout(output, known.get(output.name))
+            if output.table is not None:
+                from beam_pipelines.sinks.load_jobs import reach  # a reader commits nothing, and needs no client
+
+                reach(output.table)
             _sweep(output, run)
     except BaseException:
         release(outputs, run)
         raise
-
-
-def check_output(output: Output, known: Snapshot | None) -> None:
-    """Raises SinkError where an output is laid out in another way than its files, or its table's dataset cannot be reached. `known`: the output as it is."""
-    check_layout(output, known)
-    if output.table is not None:
-        from beam_pipelines.sinks.load_jobs import reach
-
-        reach(output.table)
 
 
 def abandon(outputs: Sequence[Output], run: RunInfo) -> None:
@@ -143,7 +138,7 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
             _merge(change.merge)
             yield f"merge {name}"
         if change.loading is not None:
-            from beam_pipelines.sinks.load_jobs import load  # a reader commits nothing, and needs no client
+            from beam_pipelines.sinks.load_jobs import load
 
             load(change.loading)
             yield f"load {name}"

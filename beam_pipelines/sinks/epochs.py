@@ -19,7 +19,7 @@ import msgspec
 
 from beam_pipelines.errors import SinkError
 from beam_pipelines.places import create_new, exists, join, list_files, read_bytes
-from beam_pipelines.sinks.owners import Process, this_process
+from beam_pipelines.sinks.owners import Process, alive, this_process
 from beam_pipelines.sinks.run import utc_now
 
 _TRIES = 20
@@ -81,6 +81,11 @@ def newest_start(state: str) -> tuple[int, Start] | None:
 def handed_in(state: str, run_id: str) -> str:
     """Where it is written down that a service runs this run, whose launcher may be gone."""
     return join(state, "dataflow", f"{run_id}.json")
+
+
+def runs_here(state: str, start: Start) -> bool | None:
+    """Whether the process of a start runs; None where that cannot be seen from here: it ran on another machine, or a service runs it."""
+    return None if exists(handed_in(state, start.run_id)) or start.owner is None else alive(start.owner)
 
 
 class _Page(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from beam_pipelines.arrow.partition import OUTSIDE, Partition
+from beam_pipelines.arrow.partition import NULL_DIRECTORY, OUTSIDE, Partition
 from beam_pipelines.arrow.ranges import Range, partition_range, partition_value
 from beam_pipelines.sinks.bigquery_schema import Field, fields_of
 
@@ -59,7 +59,7 @@ class Table(msgspec.Struct, frozen=True):
             return ""
         if self.unit == "range":
             value = partition.partition("=")[2]
-            return value if value == OUTSIDE or value.lstrip("-").isdigit() else NULL  # the directory of NULLs
+            return NULL if value == NULL_DIRECTORY else value
         found = partition_range(partition, self.folders[0], self.unit)
         if found is None:
             return NULL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from beam_pipelines.arrow.partition import Partition, by_ingestion, parse_partition
+from beam_pipelines.arrow.partition import table_partition
 from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
 from beam_pipelines.sinks.bigquery_append import AppendDeadLettersToBigQuery, AppendToBigQuery
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
@@ -141,8 +141,7 @@ def _table(spec: PipelineSpec, sink: Sink) -> Table | None:
     bigquery = sink.bigquery
     if bigquery is None:
         return None
-    unit = by_ingestion(bigquery.partition_by)
-    by = Partition(unit, "") if unit else parse_partition(bigquery.partition_by or "")
+    by = table_partition(bigquery.partition_by)
     columns = spec.contract.columns if sink.from_ == "rows" else {}
     return Table(
         bigquery.table, column=by.column, unit=by.transform, bounds=by.bounds, cluster_by=bigquery.cluster_by,

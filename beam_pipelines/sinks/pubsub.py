@@ -4,7 +4,7 @@
 
 Nothing can be taken back: a bundle that is repeated publishes its rows again, and a batch run publishes before it commits, so a run that fails
 has published, and a second one publishes again. The same row then has the same `source` and `position`: whoever reads drops repeats by these.
-So does a stream that is started again with all that it reads again: whether that was published, repaired or refused before, nobody here can tell.
+A stream that is started again publishes again all that it reads again: whether that was published, repaired or refused before, nobody here can tell.
 """
 
 from __future__ import annotations

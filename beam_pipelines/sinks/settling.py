@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import msgspec
@@ -25,36 +25,29 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines.arrow.concat import coalesce
 from beam_pipelines.arrow.engine import literal, quote
 from beam_pipelines.arrow.schema import ARRIVAL, STORED_AT
-from beam_pipelines.errors import SinkError
-from beam_pipelines.formats.compaction import SETTLED_LEVEL, Merge, Settle
+from beam_pipelines.errors import BeamPipelinesError
+from beam_pipelines.formats import compaction
+from beam_pipelines.formats.compaction import SETTLED_LEVEL, Merge, Settle, grouped
 from beam_pipelines.formats.named_files import Named, again, named, unreplaced
 from beam_pipelines.formats.reader import Broken
 from beam_pipelines.places import delete, local, size
 from beam_pipelines.places.sql import reading
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.speed_files import SETTLED, Settled, alike, count_rows, folders_of, replaces, settled, stored
-from beam_pipelines.sinks.speed_views import gone_sql, once_sql
+from beam_pipelines.sinks.speed_views import PlainFiles, gone_sql, once_sql
+from beam_pipelines.spec.sinks import ROWS
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = "1GB"
-_GROUP_ROWS, _GROUP_BYTES = 131_072, 32 << 20
 _MOST_ROWS = 20_000_000  # of a folder that a stream settles beside its work: some 15 s
 _DAY_S, _SHARE = 86_400.0, 16  # written anew for a sixteenth more, or what has lain for a day
 _FIRST, _LAST = -(2**63), 2**63 - 1
 _Numbers = npt.NDArray[np.int64]
 
 
-class Standing(NamedTuple):
-    """The live files of an output: those of `settled` folders that readers need, each row once, and all `others`."""
-
-    settled: tuple[str, ...]
-    others: tuple[str, ...]
-
-
-def standing(state: str, output: SpeedOutput) -> Standing:
+def plain_files(state: str, output: SpeedOutput) -> PlainFiles:
     """Which files of an output of rows can be read as they are now."""
     found = [again(partial(_lying, folder)) for folder in folders_of(output.folder, len(read_columns(output.folder)))]
     marks = [mark for _, mark in found if mark is not None]
@@ -65,7 +58,7 @@ def standing(state: str, output: SpeedOutput) -> Standing:
             good += [file.path for file in live if _name(file.path) not in mark.rest]
         else:
             others += [file.path for file in live]
-    return Standing(tuple(good), tuple(others))
+    return PlainFiles(tuple(good), tuple(others))
 
 
 def _lying(folder: str) -> tuple[list[Named], Settled | None]:
@@ -143,38 +136,50 @@ class Settling:
     top: str
     write: Callable[[Merge], str]
     part_bytes: int | None
-    _gone: Gone | None = field(default=None, init=False)
     _busy: bool = field(default=False, init=False)
 
     def __call__(self, folder: Settle) -> str | None:
-        """The last part's path; None where the folder is settled, is not worth it yet, or cannot be: a file is broken, or columns differ."""
-        output, paths = self._output(), [file.path for file in folder.live]
-        if output is None or self._busy or not _can(folder.live) or not _worth(folder):
+        """The last part's path; None where the folder is settled, is not worth it yet, or cannot be: a file is broken, or columns differ.
+
+        Beside a stream's work one that is settled is left alone: whether more rows are gone is asked by whoever calls for all.
+        """
+        output, paths, mark = self._output, [file.path for file in folder.live], _mark(folder.live)
+        if output is None or self._busy or (mark is not None and folder.quiet_s) or not _can(folder.live) or not _worth(folder):
             return None
-        made = list[str]()
         try:
-            gone = self._gone = self._gone or Gone(self.state, output)
-            mark = _mark(folder.live)
-            if mark is not None and gone.still(mark):
-                return None
-            self._busy = folder.quiet_s > 0
+            gone = self._gone
+        except duckdb.Error as error:  # a file of doors or letters was merged meanwhile
+            _LOG.warning("%s: is not settled in this pass: %s", folder.folder, error)
+            return None
+        if mark is not None and gone.still(mark):
+            return None
+        self._busy, made = folder.quiet_s > 0, list[str]()
+        try:
             self._write(folder, self._rest(output, paths), gone, made)
-        except (_Damaged, FileNotFoundError, SinkError, duckdb.Error) as error:
+        except (_Damaged, FileNotFoundError, BeamPipelinesError, duckdb.Error) as error:
             _LOG.warning("%s: was not settled: %s", folder.folder, error)
-            _failed.add(_names(folder.live))
+            if not isinstance(error, BeamPipelinesError):  # a place that refuses may not do so again
+                _failed.add(_names(folder.live))
             for path in made:  # copies of rows that are in other live files
-                delete(path)
+                with suppress(BeamPipelinesError):
+                    delete(path)
             return None
         return made[-1]
 
     def unsettled(self, live: Sequence[Named]) -> bool:
         """Whether these files of a quiet folder may yet be settled, in another pass."""
-        return bool(live) and self._output() is not None and _can(live) and _mark(live) is None and _rows(live) <= _MOST_ROWS
+        return bool(live) and self._output is not None and _can(live) and _mark(live) is None and _rows(live) <= _MOST_ROWS
 
+    @cached_property
     def _output(self) -> SpeedOutput | None:
         outputs = read_outputs(self.state)
-        found = next((o for o in (outputs.outputs if outputs else ()) if o.folder == self.top and o.of == "rows"), None)
+        found = next((o for o in (outputs.outputs if outputs else ()) if o.folder == self.top and o.of == ROWS), None)
         return found if found is not None and len(found.placings) <= 1 else None
+
+    @cached_property
+    def _gone(self) -> Gone:
+        assert self._output is not None
+        return Gone(self.state, self._output)
 
     def _rest(self, output: SpeedOutput, paths: Sequence[str]) -> list[_Numbers]:
         """By file, in order, the rows that a reader does not see."""
@@ -184,6 +189,7 @@ class Settling:
         columns = ", ".join(["_source", "_position", "_run_id", *place, STORED_AT])
         rows = f"list_position([{listed}], filename) AS file, file_row_number AS row"
         scan = f"read_parquet([{listed}], hive_partitioning = false, filename = true, file_row_number = true)"
+        # kept: what a later start would leave out is left out here from the first on, as by `serve`
         once = once_sql(self.state, output, f"(SELECT {columns}, {rows} FROM {scan})", by=place, kept=True)
         sql = f"SELECT file, row FROM (SELECT {rows} FROM {scan}) ANTI JOIN (SELECT file, row FROM {once}) USING (file, row) ORDER BY file, row"
         with _engine(sql) as connection:
@@ -194,13 +200,13 @@ class Settling:
 
     def _write(self, folder: Settle, rest: Sequence[_Numbers], gone: Gone, made: list[str]) -> None:
         paths = [file.path for file in folder.live]
-        there, kept = {_name(file.path) for file in named(folder.folder)}, _rows(folder.live) - sum(map(len, rest))
+        there, rows = {_name(file.path) for file in named(folder.folder)}, _rows(folder.live)
         replaced = [*map(_name, paths), *(name for path in paths for name in replaces(path) if name in there)]
-        every = kept if self.part_bytes is None else max(_GROUP_ROWS, kept * self.part_bytes // max(1, size(paths)))
+        every = rows if self.part_bytes is None else max(compaction.GROUP_ROWS, rows * self.part_bytes // max(1, size(paths)))
         if any(map(len, rest)):
-            made.append(self._file(folder, _joined(_picked(paths, rest, seen=False)), [], {}))
+            made.append(self._file(folder, grouped(_picked(paths, rest, seen=False)), [], {}))
         hidden, arrived = tuple(map(_name, made)), _Arrived()
-        batches = _joined(arrived.noting(_picked(paths, rest, seen=True)))
+        batches = grouped(arrived.noting(_picked(paths, rest, seen=True)))
         waiting = next(batches, None)
         while True:
             names, more = list[str](), dict[bytes, bytes]()
@@ -253,7 +259,7 @@ def _worth(folder: Settle) -> bool:
     names = {_name(file.path): file for file in folder.live}
     whole = [of for of, _ in _marks(folder.live) if of <= names.keys()]
     new = [file for name, file in names.items() if name not in set().union(*whole)]
-    if not whole or not new:  # without new ones: two processes have settled it, or more rows are gone
+    if not whole or not new:  # without new ones: two processes have settled it
         return True
     if folder.now() - min(file.made_at for file in new) >= _DAY_S:
         return True
@@ -275,10 +281,6 @@ def _picked(paths: Sequence[str], rest: Sequence[_Numbers], *, seen: bool) -> It
             elif end > first:
                 yield batch.filter(pa.array(~hidden if seen else hidden))
             start += batch.num_rows
-
-
-def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    return coalesce(batches, target_rows=_GROUP_ROWS, target_bytes=_GROUP_BYTES)
 
 
 class _Arrived:

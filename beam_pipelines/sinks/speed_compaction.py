@@ -3,7 +3,7 @@
 After a pass a folder has at most 23 + 11 per further level of files that are not full, and the full ones (`target_file_bytes` of the sink): 56 as long as
 bundles made 41,000 files in it, 67 up to half a million. Each row is written once per level. How it is done, and why it is safe at
 every moment: `compaction`. Merged files have the columns, types and settings of what they were merged from; files whose columns differ, because another
-version of the contract wrote them, are not merged with each other.
+version of the contract wrote them, are not merged with each other. Quiet partitions of rows are settled instead: `settling`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_pipelines.formats import compaction
-from beam_pipelines.formats.compaction import QUIET_S, Compacted, Files, Merge, Step
+from beam_pipelines.formats.compaction import QUIET_S, Files, Merge, Step
 from beam_pipelines.formats.named_files import unfinished, write_new
 from beam_pipelines.sinks.parquet import ParquetEncoder
 from beam_pipelines.sinks.plan import letter_writes_of, writes_of
@@ -44,22 +44,15 @@ def writings_of(spec: PipelineSpec, run: RunInfo) -> list[Writing]:
     return [*rows, *letters, WriteDoors(run).writing]
 
 
-def compact(
-    writing: Writing, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None, state: str | None = None
-) -> Compacted:  # fmt: skip
-    """One pass over all folders of one output: merges what is due and deletes what was merged a minute ago.
-
-    `at_rest` and `now` as in `compaction.compact_steps`. Files that starts before `epoch` left unfinished are deleted. Partitions of rows that are quiet
-    are settled (`settling`) where it is known of which `state` the stream is.
-    """
-    return Compacted.of(compact_steps(writing, epoch=epoch, now=now, at_rest=at_rest, state=state))
-
-
 def compact_steps(
     writing: Writing, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
     fan_in: Sequence[int] = FAN_IN, quiet_s: float = QUIET_S, state: str | None = None,
 ) -> Generator[Step, None, None]:  # fmt: skip
-    """`compact`, step by step: after each one the process may die. `quiet_s` as in `compaction.compact_steps`."""
+    """One pass over all folders of one output, step by step: merges what is due and deletes what was merged a minute ago.
+
+    `now`, `at_rest` and `quiet_s` as in `compaction.compact_steps`. Files that starts before `epoch` left unfinished are deleted. Partitions of rows that are
+    quiet are settled (`settling`) where it is known of which `state` the stream is.
+    """
     folders = folders_of(writing.layout.folder, len(writing.layout.by))
     kind = speed_kind(writing, fan_in, state=state)
     return compaction.compact_steps(folders, kind, epoch=epoch, now=now, at_rest=at_rest, quiet_s=quiet_s)
@@ -72,14 +65,13 @@ def speed_kind(writing: Writing, fan_in: Sequence[int] = FAN_IN, *, state: str |
     kind = Files(replaces, alike, stored, write, fan_in, full_bytes=full, swept=partial(unfinished, pattern=_UNFINISHED))
     if state is None or writing.output.of != "rows" or not writing.layout.by:
         return kind
-    settling = Settling(state, writing.layout.folder, write, full)
-    return replace(kind, settle=settling, settles=settling.unsettled)
+    return replace(kind, settling=Settling(state, writing.layout.folder, write, full))
 
 
 def _write(encoder: ParquetEncoder, merge: Merge) -> str:
     def write(out: BinaryIO) -> None:
         first = next(merge.batches, None)
-        if first is None:  # nothing could be read: an empty file replaces nothing
+        if first is None:  # nothing to write
             first = pa.RecordBatch.from_pylist([], schema=columns_of(merge.like))
         with pq.ParquetWriter(out, first.schema, **encoder.settings(pa.Table.from_batches([first]))) as writer:
             for batch in chain([first], merge.batches):

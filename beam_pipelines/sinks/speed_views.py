@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from beam_pipelines.arrow.doors import FILTERED
 from beam_pipelines.arrow.engine import literal, quote
@@ -23,9 +23,6 @@ from beam_pipelines.sinks.epochs import doors_folder, latest_epoch
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.reached import starts, starts_sql
 from beam_pipelines.sinks.views import NOTHING
-
-if TYPE_CHECKING:
-    from beam_pipelines.sinks.settling import Standing
 
 AT_AGGREGATE = "aggregate"
 """The stage of dead letters that concern an aggregate, not the row."""
@@ -39,6 +36,13 @@ LETTER = "source, position, stage, reason, message"
 KEPT = "_source, _position, _arrival_time, _run_id, _contract"
 
 
+class PlainFiles(NamedTuple):
+    """The live files of an output: those of `settled` folders that readers need, each row once (`settling`), and all `others`."""
+
+    settled: tuple[str, ...]
+    others: tuple[str, ...]
+
+
 def speed_sql(
     state: str,
     output: SpeedOutput,
@@ -46,13 +50,13 @@ def speed_sql(
     where: Sequence[str] = (),
     alike: bool = False,
     kept: bool = False,
-    standing: Sequence[Standing] = (),
+    plain: Sequence[PlainFiles] = (),
 ) -> str:
     """A SELECT over what the stream of `state` has stored of `output`: of `where`, conditions on its columns, one at most is true of a row, and of the rows
     selected one is; all rows without any.
 
     `alike` says that all its files have the same columns (`same_columns`): then none is opened that a condition leaves out.
-    `kept`: the SELECT is to be good for long, and looks up how far the stream has come each time; otherwise that is in its text. `standing`, of rows that
+    `kept`: the SELECT is to be good for long, and looks up how far the stream has come each time; otherwise that is in its text. `plain`, of rows that
     are placed, one for each condition: the SELECT is of these files, for as long as they are there, and those of settled folders are read as they are.
 
     The columns by which rows are placed are named where rows are told apart, so that a reader's condition on them reaches the files.
@@ -68,9 +72,9 @@ def speed_sql(
     place = [quote(c) for c in output.placed] if len(output.placings) <= 1 else []
     early = bool(place) or output.of != "rows"  # a row that a changed spec placed anew must be told apart first
     settled, conditions = "", where or ("TRUE",)
-    if standing:
-        settled = _each([_these(output.folder, found.settled) for found in standing], conditions)
-        files = _each([_these(output.folder, found.others) for found in standing], conditions)
+    if plain:
+        settled = _each([_these(output.folder, found.settled) for found in plain], conditions)
+        files = _each([_these(output.folder, found.others) for found in plain], conditions)
     elif early and alike:
         files = _each([files] * len(conditions), conditions)
     elif early:
@@ -138,10 +142,15 @@ def _refusals(state: str, output: SpeedOutput, *, kept: bool) -> list[str]:
     """SELECTs of (source, position, moment, arrival_time): rows that were refused, or have been filtered since, and when that was stored."""
     scans = [found for folder in refused_folders(state, kept=kept) if (found := scan(folder)) is not None]
     doors = doors_scan(state) if len(output.placings) > 1 else None
-    of_row = f"stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') OR stage = '{AT_SINK}' AND failures[1].name = {literal(output.name)}"
     each = f"SELECT source, position, {STORED_AT} AS moment, arrival_time FROM"
-    parts = [f"{each} {found} WHERE position IS NOT NULL AND ({of_row})" for found in scans]
+    parts = [f"{each} {found} WHERE {refuses(output)}" for found in scans]
     return parts + ([] if doors is None else [f"{each} {doors} WHERE door = '{FILTERED}'"])
+
+
+def refuses(output: SpeedOutput) -> str:
+    """A condition on dead letters: that they are of a row of this output, not of what an aggregate or another sink made of it."""
+    at_sink = f"stage = '{AT_SINK}' AND failures[1].name = {literal(output.name)}"
+    return f"position IS NOT NULL AND (stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') OR {at_sink})"
 
 
 def letters_scan(state: str, output: SpeedOutput) -> str | None:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -34,7 +33,7 @@ import msgspec
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.arrow.schema import STORED_AT
 from beam_pipelines.formats import pubsub_avro
-from beam_pipelines.places import holds, join, list_files, list_folders, read_bytes, size
+from beam_pipelines.places import each, holds, join, list_files, list_folders, read_bytes, size
 from beam_pipelines.places.sql import gone, reading
 from beam_pipelines.sinks.deletions import complete_since
 from beam_pipelines.sinks.epochs import Start, stream_folder
@@ -46,7 +45,6 @@ from beam_pipelines.sinks.speed_views import AT_AGGREGATE, doors_scan, letters_s
 
 _AT_SINK = "write"
 _MOST_NAMED = 10
-_FILES_AT_ONCE = 8
 _READ, _DEAD, _DUPLICATE, _FILTERED, _FIRST_SINK = 1, 2, 4, 8, 4  # the last is the number of a bit
 
 
@@ -135,11 +133,10 @@ def _archived(state: str, outputs: StreamOutputs) -> dict[str, int]:
     """By source, how many messages lie in files of a Cloud Storage subscription; without those that were closed before what retention has deleted."""
     since = complete_since(state)
     found: dict[str, int] = {}
-    with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="count") as pool:
-        for folder, source in zip(outputs.archive, outputs.sources, strict=False):  # a stream of an older version named no sources
-            if holds(folder, pubsub_avro.SUFFIX):
-                files = [path for path in _files(folder, pubsub_avro.SUFFIX) if since is None or pubsub_avro.may_hold(path, since)]
-                found[source] = sum(pool.map(_counted, files))
+    for folder, source in zip(outputs.archive, outputs.sources, strict=False):  # a stream of an older version named no sources
+        if holds(folder, pubsub_avro.SUFFIX):
+            files = [path for path in _files(folder, pubsub_avro.SUFFIX) if since is None or pubsub_avro.may_hold(path, since)]
+            found[source] = sum(each(folder, _counted, [(path,) for path in files]))
     return found
 
 

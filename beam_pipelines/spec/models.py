@@ -64,6 +64,11 @@ class PipelineSpec(Model):
     )
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        """The user's own functions that steps apply, as `package.module:function`."""
+        return tuple(step.apply.function for step in self.transform if step.apply is not None)
+
+    @property
     def hmac_reference(self) -> str | None:
         """The secret reference that masking needs: None where no column is `sensitive: hmac`. Without a key workers fail: nothing is
         ever written unmasked."""

@@ -152,14 +152,14 @@ def _at_end(value: object) -> WindowedValue:
 class _MergeAndPresent(beam.DoFn):  # type: ignore[misc]
     """All partials of a shard to panes. A pane that cannot be shown whole (a sum past 64 bits) is a letter of no source: it stands for no row."""
 
-    def __init__(self, spec: AggregateSpec, name: str) -> None:
-        self._spec, self._name = spec, name
+    def __init__(self, spec: AggregateSpec, name: str, *, merge_rows: int = _MERGE_ROWS, pane_rows: int = _PANE_ROWS) -> None:
+        self._spec, self._name, self._merge_rows, self._pane_rows = spec, name, merge_rows, pane_rows
 
     def setup(self) -> None:
         self._engine = Engine()
 
     def process(self, shard: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[Any]:
-        held = _Held(self._spec, self._engine)
+        held = _Held(self._spec, self._engine, self._merge_rows)
         for part in shard[1]:
             held.add(part)
         merged = held.merged()
@@ -175,7 +175,7 @@ class _MergeAndPresent(beam.DoFn):  # type: ignore[misc]
                 yield from (TaggedOutput(COUNTS, (unit, "", "dead", f"aggregate:{reason}", n)) for reason, n in reasons.items())
 
     def _portions(self, merged: pa.RecordBatch) -> Iterable[pa.RecordBatch]:
-        portions = -(-merged.num_rows * expansion(self._spec) // _PANE_ROWS)
+        portions = -(-merged.num_rows * expansion(self._spec) // self._pane_rows)
         if portions == 1:
             return [merged]
         return split_by_key(merged, self._spec, portions, salt=1, engine=self._engine).values()
@@ -184,10 +184,10 @@ class _MergeAndPresent(beam.DoFn):  # type: ignore[misc]
 class _Held:
     """Partials that come in one by one, merged whenever there are many."""
 
-    def __init__(self, spec: AggregateSpec, engine: Engine) -> None:
+    def __init__(self, spec: AggregateSpec, engine: Engine, merge_rows: int = _MERGE_ROWS) -> None:
         self._spec, self._engine = spec, engine
         self._parts: list[pa.RecordBatch] = []
-        self._rows, self._limit = 0, _MERGE_ROWS
+        self._rows, self._least, self._limit = 0, merge_rows, merge_rows
 
     def add(self, part: pa.RecordBatch) -> None:
         if part.num_rows:
@@ -197,7 +197,7 @@ class _Held:
             merged = self.merged()
             assert merged is not None
             self._parts, self._rows = [merged], merged.num_rows
-            self._limit = max(_MERGE_ROWS, 2 * merged.num_rows)  # doubling: merging costs no more than a factor
+            self._limit = max(self._least, 2 * merged.num_rows)  # doubling: merging costs no more than a factor
 
     def merged(self) -> pa.RecordBatch | None:
         if len(self._parts) > 1:

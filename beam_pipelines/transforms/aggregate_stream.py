@@ -41,10 +41,10 @@ from beam_pipelines.arrow.schema import CHANGE
 from beam_pipelines.arrow.stream_partials import Arrivals, Arrived, arrivals, has_changes, made_by, refuse_endless, taken_back
 from beam_pipelines.arrow.window_panes import DAY, Fired, Shard
 from beam_pipelines.arrow.windowing import instants
-from beam_pipelines.coders import RecordBatchCoder, keyed_batches
+from beam_pipelines.coders import RecordBatchCoder
 from beam_pipelines.errors import RunError
 from beam_pipelines.transforms.aggregate_counts import counts_of
-from beam_pipelines.transforms.keyed_state import KEYED_ROWS, is_resident, recall, remember
+from beam_pipelines.transforms.keyed_state import KEYED_ROWS, is_resident, keyed_batches, recall, remember
 from beam_pipelines.transforms.stage import COUNTS, DEAD
 
 SHARDS = 2
@@ -265,7 +265,7 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
 
     def _read(self, shard: int, log: Any) -> _Held | None:
         """What the log says, in the order in which it was written."""
-        records = sorted((_record(blob) for blob in (() if is_resident() else log.read())), key=lambda r: int(r[0]["number"]))
+        records = sorted((_record(blob) for blob in log.read()), key=lambda r: int(r[0]["number"]))
         if not records:
             return None
         held = self._new(shard, records[0][1].schema)
@@ -281,9 +281,10 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
         return held
 
     def _log(self, held: _Held, log: Any, head: dict[str, Any], batch: pa.RecordBatch | None = None) -> int:
-        blob = b"" if is_resident() else _blob({**head, "number": held.number}, held.label, batch)
-        if blob:
-            log.add(blob)
+        if is_resident():
+            return 0
+        blob = _blob({**head, "number": held.number}, held.label, batch)
+        log.add(blob)
         held.number += 1
         held.logged += len(blob)
         return len(blob)

@@ -34,8 +34,7 @@ from beam_pipelines.arrow.duplicates import CONTENT, KEY, ORDER, TIME, Compariso
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, KEY_HASH, POSITION, PROVENANCE_NAMES, SOURCE, UTC_MICROS
-from beam_pipelines.coders import keyed_batches
-from beam_pipelines.transforms.keyed_state import KEYED_ROWS
+from beam_pipelines.transforms.keyed_state import KEYED_ROWS, keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
 from beam_pipelines.transforms.stage import COUNTS
 

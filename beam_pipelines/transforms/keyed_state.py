@@ -19,50 +19,61 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+import pyarrow as pa
+
+from beam_pipelines.coders import Handed, forget_handed
+
 KEYED_ROWS = 60_000
 """Rows of a bundle that go to keyed state together: a bucket or shard has fixed costs for each batch, a SELECT among them."""
 
 _MOST = 1_024  # keys remembered by a process; a key that falls out is read from its state again
 _lock = threading.Lock()
 _known: OrderedDict[tuple[str, Any], tuple[bytes, Any]] = OrderedDict()
-_resident: dict[str, bytes] = {}  # the token of the job whose memory is its state
-_OURS = "token"
+_resident = threading.Event()
 
 
 def resident(on: bool) -> None:
     """Whether memory is the state from now on; forgets all. One such job at a time in a process."""
-    _resident.clear()
     forget()
+    forget_handed()
     if on:
-        _resident[_OURS] = secrets.token_bytes(8)
+        _resident.set()
+    else:
+        _resident.clear()
 
 
 def is_resident() -> bool:
     """Whether what is remembered is all there is, and nothing needs to be written."""
-    return _OURS in _resident
+    return _resident.is_set()
+
+
+def keyed_batches() -> Any:
+    """The type of (key, batch) elements that exactly one transform takes, asked when a graph is made. Where memory is not the state it is `RecordBatchCoder`'s: that is
+    part of what a cluster saves."""
+    return tuple[int, Handed] if is_resident() else tuple[int, pa.RecordBatch]
 
 
 def recall(stage: str, key: Any, token: Any) -> Any | None:
-    """The value remembered for `key` of `stage` if `token` (a ReadModifyWrite state of bytes) still names it; else None.
+    """The value remembered for `key` of `stage` if `token` (a ReadModifyWrite state of bytes) still names it, or memory is the state; else None.
 
     The caller owns what it gets: it may change it, and must `remember` it again, or a failed bundle's changes would stay.
     """
-    named = _resident.get(_OURS) or token.read()
+    named = b"" if is_resident() else token.read()
     with _lock:
         found = _known.pop((stage, key), None)
     return found[1] if found is not None and found[0] == named else None
 
 
 def remember(stage: str, key: Any, token: Any, value: Any) -> None:
-    """Remembers `value` under a new token, which it writes to state; call it after the bag was written."""
-    ours = _resident.get(_OURS)
-    named = ours or secrets.token_bytes(8)
-    if ours is None:
+    """Remembers `value` under a new token, which it writes to state, but where memory is the state; call it after the bag was written."""
+    ours = is_resident()
+    named = b"" if ours else secrets.token_bytes(8)
+    if not ours:
         token.write(named)
     with _lock:
         _known[(stage, key)] = (named, value)
         _known.move_to_end((stage, key))
-        while ours is None and len(_known) > _MOST:
+        while not ours and len(_known) > _MOST:
             _known.popitem(last=False)
 
 

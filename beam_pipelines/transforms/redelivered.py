@@ -15,9 +15,9 @@ from beam_pipelines.arrow.copies import Identities, identity_words
 from beam_pipelines.arrow.duplicates import TIME
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.schema import KEY_HASH, POSITION, SOURCE
-from beam_pipelines.coders import keyed_batches
 from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.deduplicate_stream import Waiting, arrivals, in_global_window, stamped
+from beam_pipelines.transforms.keyed_state import keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
 from beam_pipelines.transforms.stage import arriving
 

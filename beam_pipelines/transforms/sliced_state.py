@@ -116,7 +116,7 @@ class Remember(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
 
     def _held(self, bucket: int, token: Any, state: Sequence[Any]) -> Any:
         known = recall(self._stage, bucket, token)
-        return self._memory.load([() if is_resident() else list(cell.read()) for cell in state]) if known is None else known
+        return self._memory.load([list(cell.read()) for cell in state]) if known is None else known
 
     def _keep(self, bucket: int, held: Sliced, token: Any, state: Sequence[Any], timer: Any) -> None:
         for cell, anew, piece in () if is_resident() else held.save():

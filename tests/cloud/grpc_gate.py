@@ -2,14 +2,15 @@
 
 gate.refuse("FlushRows", StatusCode.ABORTED, times=2)     # the next two are not passed on
 gate.refuse("ReadRows", StatusCode.UNAVAILABLE, after=3)  # the next such stream breaks after three messages
-gate.lose("AppendRows")                                   # the next one is done, and its answer never comes
+gate.lose("AppendRows")                                   # the next one is done, and its answer never comes; of a stream that is read, no message
 gate.answer(response)                                     # the next append is not passed on, and gets this answer
 gate.requests["AppendRows"]                               # what came, as bytes, in order
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class Gate:
     after: Callable[[str], object] = lambda name: None
     rule: Callable[[bytes], Any] = lambda request: None
     _plans: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refuse(self, name: str, code: grpc.StatusCode, said: str = "said so", *, times: int = 1, after: int = 0) -> None:
         self._plans[name] += [Refusal(code, said, after)] * times
@@ -69,7 +71,8 @@ class Gate:
         """What becomes of a call that came: a Refusal, Lost, an answer, None where it is passed on."""
         self.requests[name].append(request)
         self.before(name)
-        return self._plans[name].pop(0) if self._plans[name] else None
+        with self._lock:  # calls come in several threads
+            return self._plans[name].pop(0) if self._plans[name] else None
 
 
 @contextmanager
@@ -118,7 +121,13 @@ def _read(gate: Gate, call: Any, name: str) -> Callable[[bytes, Any], Iterator[b
     def messages(request: bytes, context: Any) -> Iterator[bytes]:
         plan = gate.next(name, request)
         with _errors_of(context):
-            yield from islice(call(request, metadata=context.invocation_metadata()), plan.after if plan else None)
+            found = call(request, metadata=context.invocation_metadata())
+            if isinstance(plan, Lost):
+                deque(found, maxlen=0)
+            else:
+                yield from islice(found, plan.after if plan else None)
+        if isinstance(plan, Lost):
+            _lose(context)
         if plan:
             _refuse(context, plan)
 

@@ -14,13 +14,13 @@ import pytest
 
 from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, POSITION, SOURCE
 from beam_pipelines.cli.main import command, run_command
-from beam_pipelines.formats.archive_compaction import compact
 from beam_pipelines.formats.archive_files import hour_folder, write_file
 from beam_pipelines.places import gcs as gcs_places
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from tests.cloud.gcs_server import GcsServer
+from tests.formats.archived import compact
 from tests.pubsub_servers import PubsubServer
 
 pytestmark = [pytest.mark.cloud, pytest.mark.slow, pytest.mark.usefixtures("without_prism")]

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipelines.errors import RunError, TransientError
 from beam_pipelines.runners.flink.cluster import PARTS, Cluster, Part, cluster_folder, find_cluster, start_cluster
-from beam_pipelines.runners.flink.jars import JAVA_OPENS, find_java, find_job_server
+from beam_pipelines.runners.flink.jars import JAVA_OPENS, find_java, find_job_server, kept_job_server
 from beam_pipelines.runners.flink.lasting_process import alive, members
 from beam_pipelines.runners.flink.rest import FlinkRest
 from beam_pipelines.runners.flink.server import job_server
@@ -249,13 +249,14 @@ def listening(pid: int) -> Iterator[str]:
                 yield fields[1].partition(":")[0]
 
 
-def test_a_part_that_does_not_start_is_named_with_its_log_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_does_not_start_is_named_with_its_log_and_nothing_is_left(tmp_path: Path) -> None:
     require_job_server()
-    jar = tmp_path / "empty.jar"
-    jar.write_bytes(find_job_server().read_bytes()[:1000])
-    monkeypatch.setattr("beam_pipelines.runners.flink.cluster.find_job_server", lambda *_, **__: jar)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    kept = kept_job_server(environment)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(find_job_server().read_bytes()[:1000])
     with pytest.raises(RunError, match=r"the (zookeeper|job manager|task manager) ended: .*(Error|Exception).*\. Its log: "):
-        start_cluster(tmp_path / "cluster")
+        start_cluster(tmp_path / "cluster", environment=environment)
     assert find_cluster(tmp_path / "cluster") is None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from beam_pipelines.cli.main import command, run_command
 from beam_pipelines.runners.flink.cluster import Cluster
 from tests.faults.truth import SPEC
 from tests.pubsub_servers import PubsubServer
+from tests.server_process import bound_port
 
 pytestmark = pytest.mark.flink
 
@@ -44,8 +44,7 @@ def test_a_cluster_that_takes_the_stream_is_good_and_what_is_wrong_of_it_is_name
     assert {*checkpoints.iterdir()} <= before
 
     assert found(code=0)["acknowledgements"]["state"] == "warning", "leases of 10 s, a checkpoint every 10 s"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        bad = found("--flink-workers", f"127.0.0.1:{probe.getsockname()[1]}", "--", "--parallelism=3", code=1)
+    with bound_port() as (port, _):
+        bad = found("--flink-workers", f"127.0.0.1:{port}", "--", "--parallelism=3", code=1)
     assert {name for name, check in bad.items() if check["state"] == "bad"} == {"slots, stream", "workers", "acknowledgements"}
     assert bad["slots, stream"]["found"].startswith("--parallelism=3: the cluster has 2 slots")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from beam_pipelines.arrow.schema import MESSAGES, provenance
+from beam_pipelines.formats import archive_compaction
 from beam_pipelines.formats.archive import read_since
+from beam_pipelines.formats.compaction import Step
 
 SOURCE = "projects/demo-project/subscriptions/flights"
 NOON = 1_385_899_200_000_000  # 2013-12-01 12:00 UTC in microseconds
@@ -60,3 +64,22 @@ def told(batches: Iterable[pa.RecordBatch]) -> list[tuple[int, int]]:
 
 def everything(folder: Path | str) -> list[tuple[int, int]]:
     return told(read_since(str(folder), -(2**62)))
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What passes did, in files."""
+
+    merged: int = 0
+    deleted: int = 0
+    swept: int = 0
+
+    @classmethod
+    def of(cls, steps: Iterable[Step]) -> Compacted:
+        acts = [step.act for step in steps]
+        return cls(acts.count("merged") + acts.count("settled"), acts.count("deleted"), acts.count("swept"))
+
+
+def compact(folder: str, **how: Any) -> Compacted:
+    """One pass over an archive."""
+    return Compacted.of(archive_compaction.compact_steps(folder, **how))

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from beam_pipelines.formats import archive_files
 from beam_pipelines.formats.archive import live_files, read_since, write_messages
-from beam_pipelines.formats.archive_compaction import GRACE_S, QUIET_S, Compacted, Step, compact, compact_steps
+from beam_pipelines.formats.archive_compaction import GRACE_S, QUIET_S, Step, compact_steps
 from beam_pipelines.formats.archive_files import hours, live, notes
 from beam_pipelines.formats.named_files import named
 from beam_pipelines.places import locked
-from tests.formats.archived import HOUR, NOON, Clock, everything, messages, told
+from tests.formats.archived import HOUR, NOON, Clock, Compacted, compact, everything, messages, told
 from tests.sinks.test_places import SCHEME
 
 SMALL = (3, 2, 2)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.formats.avro import AvroReader
+from beam_pipelines.formats.avro import AvroReader, count_records
 from beam_pipelines.formats.compression import decompress
 from beam_pipelines.formats.reader import DECODE, FILE, TOO_LARGE, Broken, Limits
 
@@ -137,6 +137,17 @@ def test_a_corrupt_block_costs_itself_and_later_blocks_are_read(codec: str) -> N
     assert f"corrupt block at byte {offset}" in broken[0].message
     lost = range(sum(counts[:3]), sum(counts[:4]))
     assert rows == [(i, r) for i, r in enumerate(simple(3000)) if i not in lost]
+
+
+@pytest.mark.parametrize(("claimed", "counted"), [(5, 5), (10**12, 10_000_000)])
+def test_a_block_is_believed_up_to_a_bound_when_records_are_counted(claimed: int, counted: int) -> None:
+    content = written(simple(3000), sync_interval=2000)
+    first = next(iter(fastavro.block_reader(io.BytesIO(content))))
+    frame, sync = io.BytesIO(), content[-16:]
+    for number in (claimed, 3):
+        fastavro.schemaless_writer(frame, "long", number)
+    assert count_records(io.BytesIO(content)) == 3000
+    assert count_records(io.BytesIO(content[: first.offset] + frame.getvalue() + b"abc" + sync + content[first.offset :])) == 3000 + counted
 
 
 @pytest.mark.parametrize("damage", [b"\xff" * 10, b"\x02\xff\xff\xff\xff\x0f", b"\x02\x80\x80\x08"])

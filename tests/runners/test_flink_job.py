@@ -87,8 +87,7 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("beam_pipelines.runners.flink.job._LOOK_EVERY_S", 0.01)
+def fresh() -> Iterator[None]:
     draining.reset()
     yield
     draining.reset()
@@ -97,7 +96,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def following(script: Script, server: Server, said: list[str], *, streaming: bool) -> FlinkJob:
     rest: Any = script
     job: Any = server
-    return FlinkJob(job, rest, "run-1", streaming, said.append)
+    return FlinkJob(job, rest, "run-1", streaming, said.append, look_every_s=0.01)
 
 
 def test_a_stream_that_loses_a_task_is_cancelled_and_to_be_started_anew() -> None:

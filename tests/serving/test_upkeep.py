@@ -30,10 +30,12 @@ from beam_pipelines.sinks.claims import claim, release
 from beam_pipelines.sinks.deletions import complete_since, expect_archived, read_account
 from beam_pipelines.sinks.labels import places_of
 from beam_pipelines.sinks.manifest import snapshots
+from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.reached import Reached, write_progress
 from beam_pipelines.sinks.results import RunResults, list_runs, metadata, write_run
 from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sinks.settling import plain_files
 from tests.formats.archived import messages
 from tests.serving.two_layers import DAY, HOUR, NOW, SOURCE, SPEC, ZERO, Pane, Row, Twin
 
@@ -110,6 +112,32 @@ def each_kill(run: Callable[[int], bool]) -> Iterator[int]:
         if not run(number):
             return
         yield number
+
+
+# ── settled days ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "committed", [(), (2,), (1, 2, 6), tuple(range(1, 18, 2))], ids=["none", "one gap each side", "three gaps", "many gaps"]
+)
+def test_beside_committed_days_settled_ones_are_read_as_they_are(tmp_path: Path, committed: tuple[int, ...]) -> None:
+    made = twin(tmp_path, "", days=18, committed=0)
+    made.stream(Row(500, 500, None))
+    made.stream(Row(30, 30, 3 * DAY), stored=NOW, run_id="s2")  # again, by a later start
+    door(made, 41, 4 * DAY + HOUR)
+    door(made, 61, 6 * DAY + HOUR)
+    for number, day in enumerate(committed):
+        made.commit(Row(1000 + day, 1, day * DAY), where=(day, day + 1), run_id=f"b{number}")
+    before = {name: table(made, name) for name in ("rows", "rows_speed")}
+    compact(made)
+    output = next(o for o in read_outputs(made.state).outputs if o.of == "rows")  # type: ignore[union-attr]
+    plain = plain_files(made.state, output)
+    assert (len(plain.settled), plain.others) == (19, ())
+    for at_once in (False, True):
+        for name, rows in before.items():
+            found = ask(open_tables(made.state, places_of(made.loaded.spec), at_once=at_once), f"FROM {name} ORDER BY ALL").to_pylist()
+            assert [tuple(row.values()) for row in found] == rows
+    assert "WINDOW" not in str(open_tables(made.state, at_once=True).execute("EXPLAIN FROM rows").fetchall()).upper()
 
 
 # ── retention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,6 +279,28 @@ def test_a_row_stays_as_long_as_the_dead_letter_that_it_resolves(tmp_path: Path)
     report = compact(made)
     assert table(made, "dead_letters") == []
     assert kept(report)["rows", TOLD] == 2
+
+
+@pytest.mark.parametrize("committed", [0, 3])
+def test_a_dead_letter_stays_as_long_as_a_row_that_it_hides(tmp_path: Path, committed: int) -> None:
+    """A later start has refused what an earlier one had stored; what was refused first and let through later hides nothing."""
+    made = twin(tmp_path, KEEP.replace("}", ", dead_letters: 1d}"), committed=committed)
+    made.started()
+    made.started("s2")
+    made.stream(Row(25, 25, 2 * DAY), stored=NOW - 2 * DAY)  # its letters come a day later
+    made.letter(25, 2 * DAY)
+    made.stream(Row(26, 26, 2 * DAY), stored=NOW)
+    made.letter(26, 2 * DAY)
+    before = table(made, "rows_speed", "id")
+    assert (25,) not in before
+    report = compact(made)
+    after = table(made, "rows_speed", "id")
+    assert (25,) not in after
+    assert set(after) <= set(before)
+    files = [str(path) for path in (made.folder / "lake/dead_letters.speed").glob("*.parquet")]
+    left = {n for (n,) in duckdb.read_parquet(files).project("position").fetchall()} if files else set()
+    assert left == ({25} if not committed else set())
+    assert kept(report).get(("dead_letters", TOLD), 0) == len(left)
 
 
 def door(made: Twin, n: int, arrival: int) -> None:

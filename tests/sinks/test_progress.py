@@ -13,7 +13,6 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines import draining, durable
-from beam_pipelines.sinks import progress
 from beam_pipelines.sinks.progress import Progress
 from beam_pipelines.sinks.reached import Reached, begin, starts, write_progress
 
@@ -59,12 +58,6 @@ def run(state: Path, stream: streams.TestStream, *, began_micros: int | None = N
     return starts(str(state)).get(1)
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
-
-
-@pytest.mark.usefixtures("at_once")
 def test_what_is_written_down_is_never_ahead_of_the_watermark(tmp_path: Path) -> None:
     reached = run(tmp_path, seconds(1, 20, 40))
     assert reached is not None
@@ -72,7 +65,6 @@ def test_what_is_written_down_is_never_ahead_of_the_watermark(tmp_path: Path) ->
     assert 40_000_000 < reached.watermark_micros <= 50_000_000
 
 
-@pytest.mark.usefixtures("at_once")
 def test_windows_that_are_shown_later_hold_it_back(tmp_path: Path) -> None:
     durable.owe(timer_micros=10**18, due_micros=15_000_000)
     reached = run(tmp_path, seconds(1, 20, 40))
@@ -80,13 +72,11 @@ def test_windows_that_are_shown_later_hold_it_back(tmp_path: Path) -> None:
     assert reached.watermark_micros == 15_000_000
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_start_never_says_less_than_it_began_with(tmp_path: Path) -> None:
     reached = run(tmp_path, seconds(1), began_micros=30_000_000)
     assert reached == Reached(30_000_000)
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_timer_that_fires_because_the_stream_ends_says_nothing(tmp_path: Path) -> None:
     draining.request()
     draining.end(5_000_000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import grpc
 import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that
+from google.pubsub_v1.types import PublishRequest
 
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.schema import CHANGE, Failure, Rejected, dead_letters, provenance
@@ -25,6 +25,7 @@ from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.write import Masking
 from beam_pipelines.spec.load import load_spec
 from beam_pipelines.spec.sinks import PubsubSink
+from tests.cloud.grpc_gate import running_gate
 from tests.pubsub_servers import PubsubServer
 
 RUN = RunInfo("r1", "p", "/nowhere")
@@ -304,22 +305,14 @@ def test_a_permission_that_is_missing_is_an_error_at_once(broker: PubsubServer, 
     assert not waits
 
 
-def test_requests_stay_below_the_limits_of_the_service(broker: PubsubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_stay_below_the_limits_of_the_service(broker: PubsubServer) -> None:
     topic, subscription = broker.pair()
-    sizes: list[tuple[int, int]] = []
-    lock = threading.Lock()
-    real = Topic.publish
-
-    def seen(self: Topic, messages: Any, *, timeout_s: float = 60.0) -> Any:
-        with lock:
-            sizes.append((len(messages), sum(m.ByteSize() for m in messages)))
-        return real(self, messages, timeout_s=timeout_s)
-
-    monkeypatch.setattr(Topic, "publish", seen)
-    publisher: Publisher[int] = Publisher(Topic(topic, f"http://{broker.address}", who="test", error=SinkError))
-    for n in range(1_500):
-        publisher.add(b"x" * (n % 7 * 10_000 + 1), {}, n)
-    publisher.finish()
-    assert len(broker.take(subscription, 1_500)) == 1_500
-    assert max(n for n, _ in sizes) <= publishing.CALL_MESSAGES
-    assert max(size for _, size in sizes) <= 10_000_000
+    with running_gate(broker.address) as gate:
+        publisher: Publisher[int] = Publisher(Topic(topic, f"http://{gate.address}", who="test", error=SinkError))
+        for n in range(3_000):  # at first the bytes are at their limit, then the messages
+            publisher.add(b"x" * (n % 7 * 10_000 + 1 if n < 1_500 else 1), {}, n)
+        publisher.finish()
+    assert len(broker.take(subscription, 3_000)) == 3_000
+    requests = gate.requests["Publish"]
+    assert max(map(len, requests)) <= 10_000_000
+    assert max(len(PublishRequest.pb().FromString(request).messages) for request in requests) <= publishing.CALL_MESSAGES

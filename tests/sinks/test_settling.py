@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipelines.errors import SinkError
 from beam_pipelines.formats import compaction
 from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Merge
 from beam_pipelines.formats.named_files import unreplaced
 from beam_pipelines.serving.tables import ask, open_tables
-from beam_pipelines.sinks import settling
 from beam_pipelines.sinks.epochs import take_epoch
 from beam_pipelines.sinks.outputs import read_outputs
-from beam_pipelines.sinks.settling import Settling, Standing, standing
+from beam_pipelines.sinks.settling import Settling, plain_files
 from beam_pipelines.sinks.speed_compaction import FAN_IN, compact_steps, speed_kind
 from beam_pipelines.sinks.speed_files import folders_of, replaces
+from beam_pipelines.sinks.speed_views import PlainFiles
 from beam_pipelines.sinks.write import Writing
 from tests.formats.archived import Clock
 from tests.laws import share
@@ -42,10 +43,10 @@ ACTS = st.one_of(
 )
 
 
-def places(speed: Speed) -> Standing:
+def places(speed: Speed) -> PlainFiles:
     outputs = read_outputs(speed.state)
     assert outputs is not None
-    return standing(speed.state, next(o for o in outputs.outputs if o.of == "rows"))
+    return plain_files(speed.state, next(o for o in outputs.outputs if o.of == "rows"))
 
 
 def seen(speed: Speed, *, at_once: bool) -> Counter[tuple[Any, ...]]:
@@ -141,14 +142,14 @@ def test_a_settled_partition_of_which_a_row_goes_is_told_apart_until_it_is_settl
 def settle(speed: Speed, writing: Writing, clock: Clock, write: Callable[[Callable[[Merge], str], Merge], str]) -> None:
     """One pass in which files are written by `write`, of what would write them and what they are to hold."""
     kind = speed_kind(writing, state=speed.state)
-    assert isinstance(kind.settle, Settling)
-    kind.settle.write = partial(write, kind.settle.write)
+    assert isinstance(kind.settling, Settling)
+    kind.settling.write = partial(write, kind.settling.write)
     clock.at += GRACE_S
     list(compaction.compact_steps(folders_of(writing.layout.folder, 1), kind, epoch=speed.epoch, now=clock, quiet_s=0))
 
 
 def test_a_large_partition_is_settled_in_parts_and_killed_among_them_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_GROUP_ROWS", 10)
+    monkeypatch.setattr(compaction, "GROUP_ROWS", 10)
     speed, clock = Speed(tmp_path), Clock(time.time())
     writing = speed.writing(by=["k"], target_file_bytes=1024)
     for first in range(0, 240, 60):
@@ -193,7 +194,7 @@ def test_what_is_stored_while_a_partition_is_settled_stays(tmp_path: Path) -> No
 
 
 def test_many_parts_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_GROUP_ROWS", 10)
+    monkeypatch.setattr(compaction, "GROUP_ROWS", 10)
     speed, clock = Speed(tmp_path), Clock(time.time())
     writing = speed.writing(by=["k"], target_file_bytes=1024)
     for first in range(0, 900, 60):
@@ -223,17 +224,46 @@ def test_a_trickle_of_late_rows_does_not_write_a_partition_anew_each_hour(tmp_pa
     assert places(speed).settled != (before,)
 
 
-def test_a_partition_with_a_broken_file_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_partition_with_a_broken_file_stays_as_it_is_and_others_do_not(tmp_path: Path) -> None:
     speed, clock = Speed(tmp_path), Clock(time.time())
     writing = speed.writing(by=["k"])
-    paths = [*speed.store(writing, rows([0])), *speed.store(writing, rows([3]))]
+    paths = [*speed.store(writing, rows([0])), *speed.store(writing, rows([3])), *speed.store(writing, rows([1]))]
     content = bytearray(Path(paths[0]).read_bytes())
     content[4:40] = b"\0" * 36
     Path(paths[0]).write_bytes(content)
     passes(speed, writing, clock, quiet_s=0)
-    (folder,) = {path.rpartition("/")[0] for path in paths}
+    folder = paths[0].rpartition("/")[0]
     assert paths[0] in [file.path for file in unreplaced(folder, replaces)]
+    assert not [*Path(folder).glob("*.9.parquet")]
+    assert [Path(path).parent.name for path in places(speed).settled] == ["k=01"]
+
+
+def test_beside_a_stream_a_pass_settles_one_partition_and_leaves_the_others_for_the_next(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    for _ in range(2):
+        speed.store(writing, rows([0, 1, 2]))
+    clock.at += QUIET_S
+    at_rest: dict[str, int] = {}
+    for settled in (1, 2, 3):
+        acts = [step.act for step in compact_steps(writing, epoch=1, now=clock, state=speed.state, at_rest=at_rest)]
+        assert [act for act in acts if act != "deleted"] == ["settled"]
+        assert len(places(speed).settled) == settled
+    assert seen(speed, at_once=True) == seen(speed, at_once=False)
+
+
+def test_a_place_that_refuses_is_asked_again(tmp_path: Path) -> None:
+    speed, clock = Speed(tmp_path), Clock(time.time())
+    writing = speed.writing(by=["k"])
+    speed.store(writing, rows([0, 3]))
+
+    def refused(write: Callable[[Merge], str], merge: Merge) -> str:
+        raise SinkError("no space left")
+
+    settle(speed, writing, clock, refused)
     assert places(speed).settled == ()
+    passes(speed, writing, clock, quiet_s=0)
+    assert len(places(speed).settled) == 1
 
 
 def test_what_settled_partitions_cost_a_query(tmp_path: Path) -> None:

@@ -17,15 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.formats.compaction import GRACE_S, QUIET_S, Compacted
+from beam_pipelines.formats.compaction import GRACE_S, QUIET_S
 from beam_pipelines.formats.named_files import named, unreplaced
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.sinks import speed_compaction
 from beam_pipelines.sinks.speed import StoreFiles, WriteDoors
-from beam_pipelines.sinks.speed_compaction import FAN_IN, compact, compact_steps
+from beam_pipelines.sinks.speed_compaction import FAN_IN, compact_steps
 from beam_pipelines.sinks.speed_files import replaces
+from beam_pipelines.sinks.write import Writing
 from beam_pipelines.spec.load import load_spec
-from tests.formats.archived import Clock
+from tests.formats.archived import Clock, Compacted
 from tests.laws import share
 from tests.sinks.speed_lake import Speed, letters, panes, rows
 
@@ -36,6 +37,10 @@ ACTS = st.one_of(
     st.tuples(st.just("compact, killed after"), st.integers(0, 8)),
     st.tuples(st.just("restart"), st.none()),
 )
+
+
+def compact(writing: Writing, **how: Any) -> Compacted:
+    return Compacted.of(compact_steps(writing, **how))
 
 
 def live(folder: str) -> list[str]:

@@ -15,7 +15,6 @@ from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.schema import source_number
 from beam_pipelines.errors import SourceError, SpecError
 from beam_pipelines.formats.archive import raw_batch, source_folder, write_messages
-from beam_pipelines.formats.archive_compaction import compact
 from beam_pipelines.formats.reader import Broken
 from beam_pipelines.sinks.archive import Archive
 from beam_pipelines.sources.archive import ReadArchive, hour_folders
@@ -23,7 +22,7 @@ from beam_pipelines.sources.batch import read_batch, read_pieces
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.sources import ArchiveSource, BatchSource, FileSource
 from beam_pipelines.transforms.prepare import Prepare
-from tests.formats.archived import HOUR, NOON, SOURCE, Clock, messages
+from tests.formats.archived import HOUR, NOON, SOURCE, Clock, compact, messages
 
 CONTRACT = Contract(columns={"id": {"type": "int64"}})
 Counts = list[tuple[str, str, str, str, int]]

@@ -13,13 +13,13 @@ from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
-from beam_pipelines.arrow.panes import aggregate_batch
+from beam_pipelines.arrow.engine import Engine
+from beam_pipelines.arrow.panes import aggregate_batch, partials, plan
 from beam_pipelines.arrow.schema import provenance
 from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.arrow.windows import WindowSpec
 from beam_pipelines.errors import SpecError
-from beam_pipelines.transforms import aggregate as aggregate_module
-from beam_pipelines.transforms.aggregate import Aggregate, Aggregated
+from beam_pipelines.transforms.aggregate import Aggregate, Aggregated, _MergeAndPresent
 
 HOUR = 3_600_000_000
 MEASURES = {"n": "count()", "s": "sum(x)", "d": "stddev(x)", "q": "quantile(x, 0.9)", "u": "count_distinct(x)", "last": "last(x)"}
@@ -167,17 +167,16 @@ def test_no_rows_no_panes_and_rows_without_provenance_are_counted_too() -> None:
     run([pa.record_batch({"g": ["x", "y"]})], Aggregate(spec, name="a"), counts=counts)
 
 
-def test_many_groups_are_merged_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregate_module, "_MERGE_ROWS", 50)
-    monkeypatch.setattr(aggregate_module, "_PANE_ROWS", 100)
+def test_many_groups_are_merged_in_portions() -> None:
     batches = [pa.record_batch({"g": pa.array([f"k{i}" for i in range(400)]), "t": instants(np.full(400, k * HOUR))}) for k in range(4)]
     spec = AggregateSpec(windowing=WindowSpec(type="sliding", size="4h", period="1h"), group_by=["g"], measures={"n": "count()"})
     expected = joined([aggregate_batch(pa.concat_batches(batches), spec, time="t").panes])
-
-    def same(found: list[pa.RecordBatch]) -> None:
-        assert joined(found) == expected
-
-    run(batches, Aggregate(spec, name="a", time="t"), panes=same)
+    merge = _MergeAndPresent(spec, "a", merge_rows=50, pane_rows=100)
+    merge.setup()
+    shard = [partials(b, plan(spec, b.schema, name="a", time="t"), engine=Engine()).partials for b in batches]
+    found = list(merge.process((0, shard)))
+    assert 32 < len(found) <= 64  # 400 groups at 4 times, each in 4 windows
+    assert joined(found) == expected
 
 
 def test_windows_without_a_time_column_are_refused_when_declared() -> None:

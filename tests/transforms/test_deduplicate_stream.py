@@ -28,7 +28,7 @@ from beam_pipelines.arrow.duplicates import KEY, Comparison, comparison, dedupli
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, KEY_HASH, POSITION, PROVENANCE, SOURCE, UTC_MICROS, provenance
-from beam_pipelines.coders import RecordBatchCoder, waiting
+from beam_pipelines.coders import RecordBatchCoder, _numbers, _table
 from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.prism import run_on_prism, state_here
 from beam_pipelines.transforms import Conform, Deduplicate, FromRows, ToRows
@@ -188,9 +188,11 @@ def test_the_same_on_prism(stage: str, where: Callable[[], contextlib.AbstractCo
         dropped = rows | (Deduplicate(rule, contract=CONTRACT) if stage == "rule" else DropRedelivered())
         (dropped.rows if stage == "rule" else dropped) | "See" >> beam.Map(stream_rows.see)
 
+    before = next(_numbers)
     with where():
         run_on_prism(build, flags=flags)
-        assert waiting() == 0
+        assert len(_table) == 0
+    assert (next(_numbers) - before > 1) == (where is state_here)  # batches were handed over, and only there
     if stage == "rule":
         as_the_rule_says(batches, comparison(rule, contract=CONTRACT))(stream_rows.OUT)
     else:

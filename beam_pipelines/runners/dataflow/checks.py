@@ -115,7 +115,7 @@ def _code(spec: PipelineSpec, directory: str, settings: Dataflow, flags: Sequenc
     shipped = {flag.partition("=")[0] for flag in flags}
     if shipped.intersection(_SHIPS_CODE):
         return
-    own = [step.apply.function for step in spec.transform if step.apply is not None]
+    own = spec.functions
     if settings.image is not None or "--sdk_container_image" in shipped:
         for function in own:
             if _only_beside(function.partition(":")[0], directory):

@@ -18,7 +18,7 @@ import numpy as np
 from beam_pipelines.edges import Resume
 from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.dataflow.subscriptions import go_back
-from beam_pipelines.sinks.epochs import all_starts, latest_epoch, take_epoch
+from beam_pipelines.sinks.epochs import newest_start, take_epoch
 from beam_pipelines.sinks.reached import Reached, begin, starts, write_progress
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.spec.horizon import horizon
@@ -45,10 +45,10 @@ def of_trial(spec: PipelineSpec, state: str, run_id: str) -> Begun:
 
 def of_running(spec: PipelineSpec, state: str, versions: Versions, *, say: Say) -> Begun:
     """The start that is at work. Raises SpecError where there is none."""
-    epoch = latest_epoch(state)
-    start = all_starts(state).get(epoch)
-    if start is None:
+    newest = newest_start(state)
+    if newest is None:
         raise SpecError(f"--update: {state}: this stream was never started; expected a running job.", hint="Leave --update out.")
+    epoch, start = newest
     own = starts(state).get(epoch, Reached())
     say(f"stream {spec.pipeline}: start {epoch} goes on in a new job, with its state")
     return Begun(_run(spec, state, start.run_id, epoch, versions), Reached(own.began_micros, own.began_micros))

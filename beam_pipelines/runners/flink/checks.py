@@ -17,13 +17,10 @@ from beam_pipelines.runners.flink.cluster import listens
 from beam_pipelines.runners.flink.jars import FLINK_VERSION, RUNNER_VERSION, builder, jar_versions
 from beam_pipelines.runners.flink.job import Target, jar_at_hand, options_for, target
 from beam_pipelines.runners.flink.options import FlinkJobOptions
-from beam_pipelines.runners.options import LOOPBACK, Flink
+from beam_pipelines.runners.options import BEAM, LOOPBACK, Flink
 from beam_pipelines.runners.writable import expect_writable
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.sources import PubsubSource
-
-TRIED = ((RUNNER_VERSION, FLINK_VERSION, "2.77"),)
-"""Beam's Flink runner, Flink, and Beam's Python SDK, as far as each version is told apart: what tests run."""
 
 _REST_S = 4.0
 _HERE = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -79,13 +76,10 @@ def _job_server(flink: Flink, where: Target) -> Iterator[Finding]:
         return
     of = jar_versions(jar)
     found = f"Beam's Flink runner {of.beam or 'of an unknown version'} for Flink {of.flink or 'of an unknown version'}, Python SDK {BEAM_VERSION}"
-    if any(
-        (of.beam or "") == runner and where.version.startswith(f"{version}.") and BEAM_VERSION.startswith(f"{sdk}.")
-        for runner, version, sdk in TRIED
-    ):
+    if of.beam == RUNNER_VERSION and where.version.startswith(f"{FLINK_VERSION}.") and BEAM_VERSION.startswith(f"{BEAM}."):
         yield Finding("job server", "good", f"{found}: these are tested together")
     else:
-        tested = "; ".join(f"runner {runner}, Flink {version}, SDK {sdk}" for runner, version, sdk in TRIED)
+        tested = f"runner {RUNNER_VERSION}, Flink {FLINK_VERSION}, SDK {BEAM}"
         yield Finding("job server", "warning", f"{found}: not tested together", f"Try it, or take what is tested: {tested}.")
 
 

@@ -129,7 +129,7 @@ def _named(path: Path) -> Path:
         wrong = "is not a job server of Beam's Flink runner: it holds no FlinkJobServerDriver"
     if wrong:
         raise SpecError(
-            f"{OPTION}: {path} {wrong}; expected a jar such as beam-runners-flink-{FLINK_VERSION}-job-server-2.77.0.jar.",
+            f"{OPTION}: {path} {wrong}; expected a jar such as beam-runners-flink-{FLINK_VERSION}-job-server-{RUNNER_VERSION}.jar.",
             hint=f"Leave {OPTION} out, and one is built by Maven or fetched by Beam.",
         )
     return path.resolve()

@@ -32,7 +32,6 @@ from beam_pipelines.runners.options import LOOPBACK, Flink
 from beam_pipelines.runners.portable_job import PortableJob, submitted
 from beam_pipelines.sources import split_progress
 
-_LOOK_EVERY_S = 1.0
 _GROWS = frozenset({"kubernetes.cluster-id", "yarn.application.id"})
 """Settings of clusters that start task managers when a job needs them."""
 _BATCH_FAILURES = 3
@@ -156,7 +155,7 @@ def _released(version: str, say: Say) -> Path:
 class FlinkJob:
     """A running job; to be waited for as a `PortableJob` is. `name` is what the cluster calls it.
 
-    The cluster is asked what becomes of it, not the job server: that one may die, and the job goes on.
+    The cluster is asked what becomes of it, every `look_every_s`, not the job server: that one may die, and the job goes on.
     """
 
     job: PortableJob
@@ -164,6 +163,7 @@ class FlinkJob:
     name: str
     streaming: bool
     say: Say
+    look_every_s: float = 1.0
     _id: str | None = None
     _seen: set[tuple[int, str]] = field(default_factory=set)
     _look_at: float = 0.0
@@ -180,7 +180,7 @@ class FlinkJob:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            rest = _LOOK_EVERY_S if deadline is None else max(0.0, min(_LOOK_EVERY_S, deadline - time.monotonic()))
+            rest = self.look_every_s if deadline is None else max(0.0, min(self.look_every_s, deadline - time.monotonic()))
             if self._ended(rest) or self._look():
                 return True
             if deadline is not None and time.monotonic() >= deadline:
@@ -235,7 +235,7 @@ class FlinkJob:
         now = time.monotonic()
         if now < self._look_at:
             return False
-        self._look_at = now + _LOOK_EVERY_S
+        self._look_at = now + self.look_every_s
         try:
             found = None if self.id is None else self.rest.job(self.id)
             failures = [] if self._id is None else self.rest.failures(self._id)

@@ -68,13 +68,13 @@ def merge(layer: Layer, *, epoch: int, now: Callable[[], float], say: Callable[[
 
 
 def expected(layer: Layer, epoch: int, without: frozenset[str] = frozenset()) -> tuple[int, int]:
-    """How many files `merge` would leave, and how many unfinished ones it would delete, as far as that can be known before."""
+    """How many files `merge` would leave, merged or settled, and how many unfinished ones it would delete, as far as that can be known before."""
     left = swept = 0
     for folder in layer.folders():
         live = [file for file in _live(folder, layer) if file.path not in without]
         words = [layer.files.alike(f.path) for f in live]
         lying = [Lying(f.level, _or_none(_bytes, f.path), word) for f, word in zip(live, words, strict=True) if word is not None]
-        settles = layer.files.settle is not None and len({*words}) == 1 and None not in words
+        settles = layer.files.settling is not None and layer.files.settling.unsettled(live)
         left += _settled(lying, layer.files) if settles else len(merged_all(lying, layer.files)) + words.count(None)
         swept += len(layer.files.swept(folder, max([epoch, *(f.epoch for f in named(folder))])))
     return left, swept

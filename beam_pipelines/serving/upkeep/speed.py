@@ -1,7 +1,7 @@
 """Which files of the speed layer are older than they are kept and no longer the answer to anything.
 
     rows, panes     all of the file is old, and lies in times that a batch run has committed: tables have the batch's answer there
-    dead letters    all of the file is old
+    dead letters    all of the file is old, and no row that stays was refused by one of them after it had been stored: readers would see it again
     doors           all of the file is old, and no row or letter that stays is one of those it tells of
 
 What no batch has committed stays, however old: it is the only answer. So does what came after the batch had read (`stale`), until a later run has taken it up.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import duckdb
@@ -26,7 +27,8 @@ from beam_pipelines.sinks.epochs import doors_folder
 from beam_pipelines.sinks.manifest import Snapshot
 from beam_pipelines.sinks.outputs import SpeedOutput
 from beam_pipelines.sinks.speed_files import alike, all_folders, replaces
-from beam_pipelines.sinks.speed_views import AT_AGGREGATE
+from beam_pipelines.sinks.speed_views import AT_AGGREGATE, refuses
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 _FILES = 2_000  # of one query
 UNCOMMITTED = "no batch run has committed their times"
@@ -83,21 +85,53 @@ def old_files(
     tops: Collection[str],
 ) -> Found:
     """What the speed layer holds that need not be kept. `event_time` is the contract's; outputs that lie elsewhere than in one of `tops` are left alone."""
-    found = Found()
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET TimeZone = 'UTC'")
         reading(connection, state, *(output.folder for output in outputs))
-        for output in outputs:
-            if output.of == "dead_letters" and before.letters is not None and output.folder in tops:
-                old = _old(connection, found, output.name, output.folder, before.letters, arrival="arrival_time", time=None)
-                found.doom(output.name, "dead letters", output.folder, old)
-        letters = _identities(outputs, found, "dead_letters", "source, position", f"stage <> '{AT_AGGREGATE}' AND ")
-        for output in outputs if before.speed is not None else ():
-            if output.of != "dead_letters" and output.folder in tops:
-                _rows_or_panes(connection, found, output, batch.get(output.name), before, event_time, letters)
-        if before.speed is not None:
-            _doors(connection, found, state, outputs, before)
+        look = partial(_found, connection, state, outputs, batch, before, event_time, tops)
+        hiding = set[str]()
+        while more := _hiding(connection, found := look(hiding), outputs):  # letters that stay may keep rows, and these letters
+            hiding |= more
+        return found
+
+
+def _found(
+    connection: duckdb.DuckDBPyConnection, state: str, outputs: Sequence[SpeedOutput], batch: Mapping[str, Snapshot], before: Before,
+    event_time: str | None, tops: Collection[str], hiding: Collection[str],
+) -> Found:  # fmt: skip
+    """What need not be kept, if the letters `hiding` are."""
+    found = Found()
+    for output in outputs:
+        if output.of == LETTERS and before.letters is not None and output.folder in tops:
+            old = _old(connection, found, output.name, output.folder, before.letters, arrival="arrival_time", time=None)
+            found.doom(output.name, "dead letters", output.folder, [f for f in old if f.path not in hiding])
+            for f in old:
+                if f.path in hiding:
+                    found.keep(output.name, TOLD, f.rows)
+    letters = _identities(outputs, found, LETTERS, "source, position", f"stage <> '{AT_AGGREGATE}' AND ")
+    for output in outputs if before.speed is not None else ():
+        if output.of != LETTERS and output.folder in tops:
+            _rows_or_panes(connection, found, output, batch.get(output.name), before, event_time, letters)
+    if before.speed is not None:
+        _doors(connection, found, state, outputs, before)
     return found
+
+
+def _hiding(connection: duckdb.DuckDBPyConnection, found: Found, outputs: Sequence[SpeedOutput]) -> set[str]:
+    """Files of doomed letters by which a row that stays was refused after it was stored."""
+    files, gone = [d.path for d in found.doomed if d.of == "dead letters"], {d.path for d in found.doomed}
+    hiding = set[str]()
+    for output in outputs if files else ():
+        stay = [path for path in _live_files(output.folder) if path not in gone] if output.of == ROWS else []
+        if stay:
+            refused = (
+                f"SELECT filename, source, position, {STORED_AT} AS moment FROM ({_select(files, '*', name=True)}) WHERE {refuses(output)}"
+            )
+            rows = _select(stay, f"{SOURCE}::VARCHAR AS source, {POSITION} AS position, {STORED_AT} AS stored")
+            same = "letters.source = kept.source AND letters.position = kept.position AND letters.moment > kept.stored"
+            sql = f"SELECT DISTINCT filename FROM ({refused}) AS letters SEMI JOIN ({rows}) AS kept ON {same}"
+            hiding |= {path for (path,) in connection.execute(sql).fetchall()}
+    return hiding
 
 
 def _rows_or_panes(
@@ -105,7 +139,7 @@ def _rows_or_panes(
     letters: str | None,
 ) -> None:  # fmt: skip
     assert before.speed is not None
-    rows = output.of == "rows"
+    rows = output.of == ROWS
     time, arrival = (event_time, ARRIVAL) if rows else ("_window_start", "_window_end")
     if snapshot is not None and snapshot.clock is not None:
         time = snapshot.clock.column
@@ -141,8 +175,8 @@ def _doors(connection: duckdb.DuckDBPyConnection, found: Found, state: str, outp
     assert before.speed is not None
     folder = doors_folder(state)
     old = _old(connection, found, "doors", folder, before.speed, arrival="arrival_time", time=None)
-    rows = _identities(outputs, found, "rows", f"{SOURCE}::VARCHAR AS source, {POSITION} AS position", "")
-    others = [sql for sql in (rows, _identities(outputs, found, "dead_letters", "source, position", "")) if sql is not None]
+    rows = _identities(outputs, found, ROWS, f"{SOURCE}::VARCHAR AS source, {POSITION} AS position", "")
+    others = [sql for sql in (rows, _identities(outputs, found, LETTERS, "source, position", "")) if sql is not None]
     why = dict.fromkeys(_tied(connection, [f.path for f in old], "source", "position", others), TOLD)
     why |= {f.path: STALE for f in old if before.stale is not None and (f.stored is None or f.stored >= before.stale)}
     for f in old:
@@ -155,7 +189,7 @@ def _identities(outputs: Sequence[SpeedOutput], found: Found, of: str, columns: 
     """A SELECT of source and position of what stays of all outputs of this kind; None where nothing does."""
     gone = {d.path for d in found.doomed}
     stay = [path for output in outputs if output.of == of for path in _live_files(output.folder) if path not in gone]
-    position = "position" if of == "dead_letters" else POSITION
+    position = "position" if of == LETTERS else POSITION
     return f"{_select(stay, columns)} WHERE {where}{position} IS NOT NULL" if stay else None
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import duckdb
 
 from beam_pipelines.errors import RunError
 from beam_pipelines.places.sql import said
+from beam_pipelines.serving.again import T
 from beam_pipelines.serving.again import again as asked_again
-
-T = TypeVar("T")
 
 
 def again(read: Callable[[], T]) -> T:
