@@ -58,11 +58,6 @@ def mask_columns(batch: pa.RecordBatch, how: Mapping[str, str], *, key: bytes | 
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
-def masked_type(kind: pa.DataType, how: str) -> pa.DataType:
-    """The type a column has after masking."""
-    return pa.string() if how == "hmac" else kind
-
-
 def _masked(column: pa.Array, how: str, name: str, key: bytes | None) -> pa.Array:
     if how == "redact":
         return _redacted(column)

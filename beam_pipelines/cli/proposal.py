@@ -12,7 +12,6 @@ from beam_pipelines.cli.look import Look, Number
 from beam_pipelines.cli.propose import Proposal, Proposed
 
 _PLAIN_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_PLAIN_TEXT = re.compile(r"[A-Za-z_][\w<>:, -]*[\w>]|[A-Za-z]")
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _COMMENT_AT = 48
 
