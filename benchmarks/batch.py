@@ -52,7 +52,7 @@ def measure(command: list[str]) -> Run:
 
 
 def _answer(text: str) -> dict[str, int]:
-    """What became of the rows: from our run record, from a peer's last line; none from row-wise Beam."""
+    """What became of the rows: from our run record, from a peer's last line."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError:
@@ -93,9 +93,14 @@ def compare(job: str, data: Path, work: Path, *, runs: int) -> tuple[list[Run], 
                 flush=True,
             )
             forget_state(job)
-        if {k: theirs[-1].answer[k] for k in mine[-1].answer} != mine[-1].answer:
-            raise SystemExit(f"{job}: the answers differ: ours {mine[-1].answer}, DuckDB's {theirs[-1].answer}")
+        expect_same(job, "DuckDB", mine[-1], theirs[-1])
     return mine, theirs
+
+
+def expect_same(job: str, who: str, ours: Run, theirs: Run) -> None:
+    """Raises SystemExit where the peer has another answer."""
+    if theirs.answer != ours.answer:
+        raise SystemExit(f"{job}: the answers differ: ours {ours.answer}, that of {who} {theirs.answer}")
 
 
 def forget_state(job: str) -> None:
@@ -143,6 +148,7 @@ def main() -> None:
         rowwise = measure(peer("j1", "rowwise_beam.py", data_of("j1", small, options.work), options.work / "j1-rowwise"))
         print(f"  j1 {small} row-wise Beam {rowwise.cpu_s:.1f} CPU s {rowwise.wall_s:.1f} s {rowwise.peak_mib:.0f} MiB", flush=True)
         shutil.rmtree(options.work / "j1-rowwise", ignore_errors=True)
+        expect_same("j1", "row-wise Beam", j1_small[0][-1], rowwise)
         figures["rowwise_beam_over_ours"] = rowwise.cpu_s / median(j1_small[0], "cpu_s")
     figures["peak_memory_ratio_duckdb_4m"] = median(j1_large[0], "peak_mib") / median(j1_large[1], "peak_mib")
     j2 = compare("j2", data_of("j2", J2_ROWS // scale, options.work), options.work, runs=runs)

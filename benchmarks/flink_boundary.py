@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.arrow.schema import PROVENANCE, UTC_MICROS, provenance
+from beam_pipelines.coders import RecordBatchCoder
 from beam_pipelines.runners.flink.cluster import Cluster, local_cluster
 from beam_pipelines.runners.flink.job import flink_job
 from beam_pipelines.runners.options import Flink
@@ -106,10 +107,11 @@ class _End(beam.DoFn):  # type: ignore[misc]
 
 def _build(pipeline: beam.Pipeline, kind: str, end: _End, phases: Sequence[tuple[int, int]]) -> None:
     chunks = [(rows, min(most, count - done)) for rows, count in phases for most in [_ROWS_MADE // rows] for done in range(0, count, most)]
-    flow = pipeline | beam.Create(chunks, reshuffle=False) | "Begin" >> beam.Reshuffle() | "Make" >> beam.ParDo(_Make())
+    make, between = (beam.ParDo(step).with_output_types(pa.RecordBatch) for step in (_Make(), _Pass()))
+    flow = pipeline | beam.Create(chunks, reshuffle=False) | "Begin" >> beam.Reshuffle() | "Make" >> make
     for number in range(STAGES if kind != "plain" else 0):
-        flow = flow | f"Between-{number}" >> (beam.Reshuffle() if kind == "unfused" else beam.ParDo(_Pass()))
-        flow.element_type = pa.RecordBatch
+        flow = flow | f"Between-{number}" >> (beam.Reshuffle() if kind == "unfused" else between)
+    assert isinstance(beam.coders.registry.get_coder(flow.element_type), RecordBatchCoder)
     flow | "End" >> beam.ParDo(end)
 
 

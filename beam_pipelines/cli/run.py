@@ -16,6 +16,7 @@ from beam_pipelines.cli.dataflow import dataflow_of, dataflow_options, run_on_da
 from beam_pipelines.cli.options import flink_of, flink_options, loaded, log_options, spec_options
 from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.runners.dataflow.settings import NO_JOB, Dataflow, runs_on_dataflow
+from beam_pipelines.runners.heap import keep_memory
 from beam_pipelines.runners.options import NOT_SAID, Flink
 
 if TYPE_CHECKING:
@@ -129,8 +130,9 @@ def run(
 
 
 def _set_libraries(spec: PipelineSpec) -> None:
-    """What Arrow and numpy read from the environment when they are loaded."""
-    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow keeps a block's memory for the next
+    """What Arrow and numpy read from the environment when they are loaded; and that a batch keeps the memory it has had for its next block."""
+    keep_memory()
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow's
     if not spec.functions:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads for matrices wait actively, and we multiply none
 
