@@ -49,6 +49,10 @@ types: env ## mypy, strict
 prism: env ## the engine for streams on this machine, built once into the cache (Go, some minutes) or fetched
 	@$(BIN)/python -c "from beam_pipelines.runners.prism_binary import find_prism; print(find_prism())"
 
+.PHONY: postgres
+postgres: ## the PostgreSQL of the tests, once (Debian's package)
+	@bash tests/install_postgres.sh
+
 .PHONY: test
 test: env ## the everyday tests, under five minutes
 	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow and not flink and not cloud"
@@ -119,6 +123,10 @@ bench-flink: env ## J1 on a Flink cluster of this machine beside the local runne
 bench-bigquery: env cloud-servers ## appends and loads into the local BigQuery server beside Beam's own; the last line is JSON
 	$(BIN)/python benchmarks/bigquery.py
 
+.PHONY: bench-database
+bench-database: env postgres ## a table of PostgreSQL by Arrow and row by row; the last line is JSON
+	$(BIN)/python benchmarks/database.py
+
 .PHONY: bench-serving
 bench-serving: env ## the serving view over 100 million rows against plain Parquet; commits; the last line is JSON
 	$(BIN)/python benchmarks/serving.py
@@ -141,7 +149,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -
 .PHONY: lock
 lock: env ## write the locks anew from pyproject.toml; UPGRADE=--upgrade takes new versions
 	$(LOCK) --all-extras $(UPGRADE) --output-file requirements.lock
-	$(LOCK) --extra gcp --constraint requirements.lock --output-file requirements-run.lock
+	$(LOCK) --extra gcp --extra databases --constraint requirements.lock --output-file requirements-run.lock
 
 .PHONY: clean
 clean: ## remove the environment, caches, the site and the demo's outputs

@@ -40,7 +40,8 @@ def imported(folder: Path) -> set[str]:
 
 
 def test_what_the_package_imports_is_declared() -> None:
-    declared = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["gcp"])
+    extras = PROJECT["optional-dependencies"]
+    declared = names(PROJECT["dependencies"]) | names(extras["gcp"]) | names(extras["databases"]) | names(extras["testing"])
     owners = packages_distributions()
     for module in imported(ROOT / "beam_pipelines"):
         top = module.partition(".")[0]

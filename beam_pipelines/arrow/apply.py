@@ -1,13 +1,16 @@
-"""A user's own function on a batch: `package.module:function`, RecordBatch -> RecordBatch of as many rows.
+"""A user's own function on a batch: `package.module:function`, RecordBatch -> RecordBatch of as many rows, in the same order.
 
 Where it raises, the batch is halved until the rows that it raises on stand alone: they become dead letters (APPLY) with the exception's
-type and text, and all others go on. k bad rows of n cost about k log2 n calls.
+type and text, and all others go on. k bad rows of n cost about k log2 n calls, so what becomes of a row never depends on its batch.
+
+What is no row's fault fails the bundle, which a stream's runner repeats: TransientError of this package, ConnectionError and TimeoutError (as
+TransientError); every other error of this package, MemoryError and ImportError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from typing import ClassVar
@@ -18,7 +21,7 @@ from beam_pipelines.arrow.enrich import with_columns
 from beam_pipelines.arrow.layers import KernelResult
 from beam_pipelines.arrow.schema import RESERVED_PREFIX, Failure, Rejected
 from beam_pipelines.arrow.types import DataType
-from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError
+from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError, TransientError
 
 APPLY = "APPLY"
 Function = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -29,10 +32,12 @@ class ApplyFunction:
     """Kernel: the function sees the live rows without provenance; it may change its input's columns and must add the declared ones.
 
     A column it leaves out keeps its values. Another number of rows, an undeclared column or type is the function's fault, not a row's: RunError.
+    A value that does not fit the declared type (300 in an int8) is the row's. `given` is the function itself, if it is not to be imported.
     """
 
     function: str
     columns: tuple[tuple[str, DataType], ...] = ()
+    given: Function | None = field(default=None, compare=False)
     stage: ClassVar[str] = "transform"
     sees_rejected: ClassVar[bool] = False
 
@@ -42,7 +47,7 @@ class ApplyFunction:
         pieces: list[pa.RecordBatch] = []
         failed: dict[int, Rejected] = {}
         if own.num_rows:
-            self.attempt(load(self.function), own, 0, schema, pieces, failed)
+            self.attempt(self.given or load(self.function), own, 0, schema, pieces, failed)
         out = pa.concat_batches(pieces) if pieces else _nulls(schema, 0)
         return with_columns(batch, dict(zip(out.schema.names, out.columns, strict=True))), failed
 
@@ -62,8 +67,13 @@ class ApplyFunction:
     ) -> None:
         try:
             pieces.append(self.checked(function(rows), rows, schema))
-        except BeamPipelinesError:
+        except (BeamPipelinesError, MemoryError):
             raise
+        except (ConnectionError, TimeoutError) as error:
+            raise TransientError(f"apply {self.function}: {type(error).__name__}: {error}") from error
+        except ImportError as error:
+            hint = "It must be importable on the workers: install its package there."
+            raise RunError(f"apply {self.function}: {type(error).__name__}: {error}.", hint=hint) from error
         except Exception as error:  # whatever a user's function raises
             if rows.num_rows == 1:
                 message = f"{self.function}: {type(error).__name__}: {error}"
@@ -94,10 +104,37 @@ class ApplyFunction:
         found = result[field.name]
         if found.type == field.type:
             return found
+        wrong = f"apply {self.function}: got column {field.name!r} as {found.type}; expected {field.type}."
+        if family(found.type) not in ("null", family(field.type)):
+            raise RunError(wrong, hint="Cast it in the function, or declare the type that it returns under columns.")
         try:
+            if pa.types.is_integer(found.type) and pa.types.is_decimal(
+                field.type
+            ):  # Arrow asks for digits for the largest integer there is
+                found = found.cast(pa.decimal128(38, field.type.scale))
             return found.cast(field.type)
-        except pa.ArrowNotImplementedError as error:
-            raise RunError(f"apply {self.function}: got column {field.name!r} as {found.type}; expected {field.type}.") from error
+        except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise RunError(wrong) from error
+
+
+def family(kind: pa.DataType) -> str:
+    """What kind of value a type holds, whatever its width, unit or layout: only within a family is a cast no change of meaning."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return family(kind.value_type)
+    if types.is_date(kind) or types.is_timestamp(kind):
+        return "instant"
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return "number"
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind) or types.is_binary_view(kind):
+        return "bytes"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return "list"
+    if types.is_time(kind):
+        return "time"
+    return str(kind).partition("[")[0].partition("<")[0]
 
 
 @lru_cache(maxsize=256)

@@ -99,9 +99,7 @@ def enrich_batch(
     ['La Guardia', None, None]
     """
     found = table.find(batch, matched(table, on, batch.schema.names))
-    for column in take.values():
-        if column not in table.rows.schema.names:
-            raise SpecError(f"lookup {table.name!r}: no column {column!r} to take;", hint=nearest(column, table.rows.schema.names))
+    taken(table, take)
     return with_columns(batch, {new: table.rows[old].take(found) for new, old in take.items()})
 
 
@@ -139,6 +137,13 @@ def matched(table: LookupTable, on: str | Iterable[str] | Mapping[str, str], nam
         if column not in have:
             raise SpecError(f"lookup {table.name!r}: no column {column!r} to match;", hint=nearest(column, have))
     return pairs
+
+
+def taken(table: LookupTable, take: Mapping[str, str]) -> None:
+    """Raises SpecError unless `table` has the columns to take."""
+    for column in take.values():
+        if column not in table.rows.schema.names:
+            raise SpecError(f"lookup {table.name!r}: no column {column!r} to take;", hint=nearest(column, table.rows.schema.names))
 
 
 def with_columns(batch: pa.RecordBatch, new: Mapping[str, pa.Array]) -> pa.RecordBatch:

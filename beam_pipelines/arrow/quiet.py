@@ -40,6 +40,7 @@ _FIXED = tuple(
         (r"'utf-8' codec can't decode bytes? .* in position (\d+)(?:-\d+)?: [a-z ]+", r"not UTF-8 at byte \1"),
         (r"a value does not fit its column\b", r"\g<0>"),
         (r"a value is not valid\b", r"\g<0>"),
+        (r"(corrupt \w+ file near byte \d+): .*(; of what it unpacks to, nothing from byte \d+ on was read), because .*", r"\1\2"),
         (r"(?:truncated|corrupt) \w+ file(?:: it ends in mid-data after \d+ bytes| near byte \d+)", r"\g<0>"),
         (r"truncated: the block at byte \d+ ends in mid-data at byte \d+", r"\g<0>"),
         (r"corrupt block at byte \d+", r"\g<0>"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.measures import parse_measure
-from beam_pipelines.arrow.transform import TransformStep
+from beam_pipelines.arrow.transform import Apply, TransformStep
 
 _SHOWS_VALUES = ("min", "max", "first", "last")
 
@@ -16,7 +16,8 @@ _SHOWS_VALUES = ("min", "max", "first", "last")
 def sensitive_columns(contract: Contract, steps: Sequence[TransformStep] = ()) -> dict[str, str]:
     """Sensitive columns of the rows after `steps`, and how each is masked.
 
-    A column computed from several takes the strictest way: drop before redact before hmac. What an `apply` function makes is not seen here.
+    A column computed from several takes the strictest way: drop before redact before hmac. So does each declared column of an `apply`, which sees all columns that
+    are not dropped yet, unless the step says how that one is masked. What the function does to columns that it does not declare is not seen here.
 
     >>> contract = Contract(columns={'email': {'type': 'string', 'sensitive': 'hmac'}, 'n': {'type': 'int64'}})
     >>> sensitive_columns(contract, [TransformStep(set={'host': "split_part(email, '@', 2)"}), TransformStep(rename={'mail': 'email'})])
@@ -31,7 +32,22 @@ def sensitive_columns(contract: Contract, steps: Sequence[TransformStep] = ()) -
         for new, old in (step.rename or {}).items():
             if old in found:
                 found[new] = found.pop(old)
+        for name in step.drop or ():
+            found.pop(name, None)
+        if step.apply is not None:
+            found = _after_apply(found, step.apply)
     return found
+
+
+def for_letters(contract: Contract, steps: Sequence[TransformStep]) -> Contract:
+    """`contract` as dead letters need it: columns that a step fills from sensitive ones count as sensitive, too."""
+    found = {
+        name: how for name, how in sensitive_columns(contract, steps).items() if name in contract.columns.keys() - contract.sensitive.keys()
+    }
+    if not found:
+        return contract
+    marked = {n: c.model_copy(update={"sensitive": found[n]}) if n in found else c for n, c in contract.columns.items()}
+    return contract.model_copy(update={"columns": marked})
 
 
 def sensitive_panes(aggregate: AggregateSpec, rows: Mapping[str, str]) -> dict[str, str]:
@@ -45,6 +61,12 @@ def sensitive_panes(aggregate: AggregateSpec, rows: Mapping[str, str]) -> dict[s
     return found
 
 
+def _after_apply(found: Mapping[str, str], apply: Apply) -> dict[str, str]:
+    seen = _first_of(found.values())
+    said = {name: apply.sensitive.get(name, found.get(name, seen)) for name in apply.columns}
+    return {name: how for name, how in {**found, **said}.items() if how not in (None, "none")}
+
+
 def _inherit(found: dict[str, str], name: str, sql: str) -> None:
     how = _strictest(found, sql)
     if how is not None:
@@ -54,4 +76,8 @@ def _inherit(found: dict[str, str], name: str, sql: str) -> None:
 def _strictest(sensitive: Mapping[str, str], sql: str) -> str | None:
     """How a value of `sql` is masked: by the columns it mentions. A word inside a text counts too: rather too much than too little."""
     ways = {how for name, how in sensitive.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql, re.IGNORECASE)}
+    return _first_of(ways)
+
+
+def _first_of(ways: Collection[str]) -> str | None:
     return next((way for way in ("drop", "redact", "hmac") if way in ways), None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from beam_pipelines.arrow.contract import TypeText
 from beam_pipelines.arrow.model import Model
+from beam_pipelines.errors import nearest
 
 
 class Apply(Model):
@@ -13,6 +16,19 @@ class Apply(Model):
 
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:function")
     columns: dict[str, TypeText] = Field(description="Columns the function adds or replaces, with their types.")
+    sensitive: dict[str, Literal["hmac", "redact", "drop", "none"]] = Field(
+        {},
+        description="How these columns are masked at every exit, by name; `none`: not. Default: as the strictest sensitive column that the function sees.",
+    )
+
+    @field_validator("sensitive")
+    @classmethod
+    def _declared(cls, sensitive: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        columns: dict[str, str] = info.data.get("columns", sensitive)  # not there where they are wrong
+        for name in sensitive:
+            if name not in columns:
+                raise ValueError(f"no column {name!r}; {nearest(name, columns)}")
+        return sensitive
 
 
 class LookupStep(Model):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from beam_pipelines.errors import SourceError, SpecError
@@ -15,16 +16,23 @@ ENDINGS = {"csv": "csv", "tsv": "csv", "psv": "csv", "json": "json", "jsonl": "j
 """Endings of files of data, and their formats."""
 _MOST = 10_000
 _ALIKE = {"ndjson": "jsonl", "pq": "parquet"}
+_OUR_NAME = re.compile(
+    r"part-[0-9a-f]{32}\.(parquet|csv|jsonl)(\.gz)?|\d{6,}-[0-9a-f]{32}(\.\d+)?\.parquet"
+)  # of a batch; of a stream and its archive
+_OUR_STATE = re.compile(r"(.+)/(?:commits/\d{8}\.json|stream/epochs/\d{6}\.json)")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The file to look at, the patterns that read it and the files of its kind, how many these are, and how many there are of other kinds."""
+    """The file to look at, the patterns that read it and the files of its kind, how many these are, how many there are of other kinds, and how many that
+    pipelines wrote: `ours` were left out, or there were no others (`only_ours`)."""
 
     path: str
     patterns: tuple[str, ...]
     alike: int = 1
     others: Mapping[str, int] = field(default_factory=dict)
+    ours: int = 0
+    only_ours: bool = False
 
     def sentences(self) -> list[str]:
         """What a user must know of the files that were not looked at."""
@@ -34,11 +42,18 @@ class Choice:
             found.append(
                 f"Files of other kinds lie there too ({listed}): the proposal fits none of them and reads {', '.join(self.patterns)}."
             )
+        if self.only_ours:
+            found.append("What lies there was written by pipelines: the proposal reads their output.")
+        elif self.ours:
+            found.append(
+                f"Left out: {self.ours:,} files that pipelines wrote (outputs, state, archive). The proposal reads {', '.join(self.patterns)}."
+            )
         return found
 
 
-def choose(pattern: str) -> Choice:
-    """The largest file of the kind that most of the bytes are of; a directory that holds several kinds is narrowed to that one.
+def choose(pattern: str, *, spec_folder: str = ".") -> Choice:
+    """The largest file of the kind that most of the bytes are of; a directory that holds several kinds is narrowed to that one. What pipelines wrote there
+    is left out, and so is what the proposed one will write: into folders beside its spec, in `spec_folder`.
 
     Raises SourceError where there is no file, SpecError for a URL.
     """
@@ -48,7 +63,10 @@ def choose(pattern: str) -> Choice:
         )
     if os.path.isfile(pattern):
         return Choice(pattern, (glob.escape(pattern),))
-    files = _files(pattern)
+    every = _files(pattern)
+    written = _written(every, pattern, spec_folder)
+    files = [path for path in every if path not in written] or every
+    left_out = written if len(files) < len(every) else set()
     if not files:
         raise SourceError(f"--from {pattern}: there is no such file.", hint="Give a path, a glob in quotes, or a directory.")
     sizes: Counter[str] = Counter()
@@ -59,14 +77,63 @@ def choose(pattern: str) -> Choice:
     mine = [path for path in files if _kind(path) == kind]
     others = Counter(_shown(_kind(path)) for path in files if _kind(path) != kind)
     directory = os.path.isdir(pattern)
-    patterns = _narrowed(pattern, mine) if directory and others else (pattern.rstrip("/") + "/",) if directory else (pattern,)
-    return Choice(max(mine, key=os.path.getsize), patterns, len(mine), dict(others))
+    patterns: tuple[str, ...] = (pattern.rstrip("/") + "/",) if directory else (pattern,)
+    if left_out or (directory and _holds(pattern, spec_folder)):
+        patterns = _around(pattern if directory else "", mine, left_out)
+    elif directory and others:
+        patterns = _narrowed(pattern, mine)
+    return Choice(max(mine, key=os.path.getsize), patterns, len(mine), dict(others), len(written), only_ours=not left_out and bool(written))
 
 
 def _files(pattern: str) -> list[str]:
     """The files that a run would read, hidden ones left out."""
     found = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True) if os.path.isdir(pattern) else glob.glob(pattern)
     return [p for p in sorted(found)[:_MOST] if os.path.isfile(p) and not os.path.basename(p).startswith((".", "_"))]
+
+
+def _written(files: Sequence[str], pattern: str, spec_folder: str) -> set[str]:
+    """Those of the files that pipelines wrote, as far as their names or the states that lie there show it."""
+    found = {
+        path for path in files if _OUR_NAME.fullmatch(os.path.basename(path)) or any(part.endswith(".speed") for part in path.split("/"))
+    }
+    states = {state[1] for path in files if (state := _OUR_STATE.fullmatch(path))}
+    tops = {spec_folder, *([pattern] if os.path.isdir(pattern) else ())}
+    states |= {folder for top in tops for folder in glob.glob(os.path.join(glob.escape(top), ".beam_pipelines", "*"))}
+    found |= {path for path in files if any(path.startswith(f"{state}/") for state in states)}
+    outputs = _single_outputs(states)
+    return found | {path for path in files if os.path.abspath(path) in outputs}
+
+
+def _single_outputs(states: Iterable[str]) -> set[str]:
+    """The outputs that are one file, by the commits of these states."""
+    if not states:
+        return set()
+    from beam_pipelines.places import local
+    from beam_pipelines.sinks.manifest import snapshots
+
+    return {os.path.abspath(local(path)) for state in states for snapshot in snapshots(state).values() for path in snapshot.paths}
+
+
+def _holds(folder: str, other: str) -> bool:
+    above, below = os.path.realpath(folder), os.path.realpath(other)
+    return os.path.commonpath([above, below]) == above
+
+
+def _around(folder: str, files: Sequence[str], left_out: Collection[str]) -> tuple[str, ...]:
+    """Patterns of the files that name none of those left out: all of an ending below a folder in `folder`, in a folder, or else each file."""
+    top = os.path.join(folder, "") if folder else ""
+    found: dict[str, None] = {}
+    for path in files:
+        ending, first = _suffix(path) or os.path.basename(path), path[len(top) :].partition("/")[0]
+        below, here = os.path.join(top, first), os.path.dirname(path)
+        tail = ending if ending == os.path.basename(path) else f".{ending}"
+        if folder and here != folder.rstrip("/") and not any(other.startswith(f"{below}/") for other in left_out):
+            found[f"{glob.escape(below)}/**{tail}"] = None
+        elif not any(os.path.dirname(other) == here and other.endswith(tail) for other in left_out):
+            found[os.path.join(glob.escape(here), f"*{tail}")] = None
+        else:
+            found[glob.escape(path)] = None
+    return tuple(found)
 
 
 def _suffix(path: str) -> str:

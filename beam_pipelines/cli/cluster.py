@@ -32,9 +32,14 @@ def _folder(function: F) -> F:
 @cluster.command(short_help="Start a cluster that stays when this command ends.")
 @click.option("--slots", type=click.IntRange(min=1), help="How many tasks run at once; default: 2.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Of Flink's REST service and web page; default: 8081, or a free one.")
+@click.option(
+    "--checkpoints",
+    metavar="PLACE",
+    help="Where checkpoints and savepoints lie: a folder, or gs://bucket/folder; default: the cluster's folder.",
+)
 @_folder
 @log_options
-def up(slots: int | None, port: int | None, folder: Path | None) -> int:
+def up(slots: int | None, port: int | None, checkpoints: str | None, folder: Path | None) -> int:
     """Start a job manager, a task manager and a pool of Python workers, and wait until they take jobs.
 
     \b
@@ -46,7 +51,7 @@ def up(slots: int | None, port: int | None, folder: Path | None) -> int:
     """
     from beam_pipelines.runners.flink.cluster import PARTS, start_cluster
 
-    found, started = start_cluster(folder, slots=slots, port=port, say=lambda text: click.echo(text, err=True))
+    found, started = start_cluster(folder, slots=slots, port=port, checkpoints=checkpoints, say=lambda text: click.echo(text, err=True))
     if not started:
         click.echo("It runs already, and nothing was changed.")
     elif len(started) < len(PARTS):
@@ -60,8 +65,10 @@ def _line(found: Cluster, folder: Path | None) -> str:
 
     named = f" --folder {folder}" if folder else ""
     slots = f"{found.slots} slot{'s' * (found.slots != 1)}"
+    checkpoints = f", checkpoints in {found.store.place}" if found.store.in_bucket else ""
     return (
-        f"Flink {FLINK_VERSION} at {found.rest} ({slots}), Python workers at {found.workers}; beam-pipelines cluster down{named} ends it."
+        f"Flink {FLINK_VERSION} at {found.rest} ({slots}), Python workers at {found.workers}{checkpoints}; "
+        f"beam-pipelines cluster down{named} ends it."
     )
 
 
@@ -69,7 +76,7 @@ def _line(found: Cluster, folder: Path | None) -> str:
 @_folder
 @log_options
 def down(folder: Path | None) -> int:
-    """End the cluster that `cluster up` started, with the jobs on it. Checkpoints, savepoints and logs stay in its folder."""
+    """End the cluster that `cluster up` started, with the jobs on it. Checkpoints, savepoints and logs stay."""
     from beam_pipelines.runners.flink.cluster import cluster_folder, end_cluster
 
     ended = end_cluster(folder)
@@ -109,7 +116,7 @@ def _seen(found: Cluster) -> dict[str, Any]:
 
     dead = found.dead
     seen: dict[str, Any] = {
-        "folder": str(found.folder), "running": not dead, "rest": found.rest, "workers": found.workers, "slots": found.slots,
+        "folder": str(found.folder), "running": not dead, "rest": found.rest, "workers": found.workers, "slots": found.slots, "checkpoints": found.store.place,
         "parts": {part: {"pid": process.pid, "alive": part not in dead, "log": str(found.log(part))} for part, process in found.parts.items()},
         "beam_runner": RUNNER_VERSION, "beam": version("apache-beam"),
     }  # fmt: skip
@@ -130,6 +137,7 @@ def _lines(found: Cluster, seen: dict[str, Any], folder: Path | None) -> Iterato
     else:
         yield f"Flink {seen['flink']} at {found.rest}: {seen['slots_free']} of {found.slots} slots free"
         yield f"Python workers at {found.workers}; Beam {seen['beam']}, its Flink runner {seen['beam_runner']}"
+        yield f"checkpoints and savepoints in {found.store.place}"
         for job in seen["jobs"]:
             yield f"{job['id']}  {job['state']:10}  {job['duration_ms'] / 1000:8.1f} s  {job['name']}"
     if dead:

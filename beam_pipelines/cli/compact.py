@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HEAD = ("layer", "of", "folders", "files", "", "bytes", "", "rows", "")
 _RIGHT = (False, False, True, True, False, True, False, True, False)
 _OF: dict[str, Of] = {"rows": "rows", "dead_letters": "dead letters", "doors": "doors"}
-_AGE = {"panes": "ended", "runs": "started"}
+_AGE = {"panes": "ended", "runs": "started", "letters of failed runs": "started"}
 
 
 @click.command(short_help="Merge small files and delete what is past its retention.")
@@ -123,9 +123,7 @@ def _below(report: Report) -> Iterator[str]:
     would = "would be " * report.dry_run
     for one in report.deleted:
         what = f"{one.files:,} records of runs" if one.of == "runs" else f"{one.rows:,} rows in {one.files:,} files"
-        whose = (
-            f"{one.layer}, {one.of}" + ("" if one.stream or one.of == "runs" else " of batch runs") if one.layer != one.of else one.layer
-        )
+        whose = f"{one.layer}, {one.of}" + ("" if one.stream or one.of in _AGE else " of batch runs") if one.layer != one.of else one.layer
         yield f"{would}deleted: {whose}: {what}, {_size(one.bytes)}, all {_AGE.get(one.of, 'arrived')} before {show_instant(-(-one.until // 1_000_000) * 1_000_000)}"
     for kept in report.kept:
         yield f"kept, though older than retention says: {kept.layer}: {kept.rows:,} rows: {kept.why}"

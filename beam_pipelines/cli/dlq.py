@@ -39,32 +39,38 @@ def _chosen(function: F) -> F:
 @spec_options
 @_chosen
 @click.option("--samples", type=click.IntRange(min=0), default=2, show_default=True, help="Letters shown of each reason.")
+@click.option("--run", "run_id", metavar="ID", help="Only letters of this run; also of a batch that failed, whose letters no table has.")
 @click.option("--history", "--all", "history", is_flag=True, help="Also letters that were replayed or discarded: by which run, whom, why.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @log_options
 def inspect(
-    spec: str, set_: tuple[str, ...], parameters_file: str | None, where: str | None, reason: str | None, samples: int, history: bool,
-    as_json: bool,
+    spec: str, set_: tuple[str, ...], parameters_file: str | None, where: str | None, reason: str | None, samples: int, run_id: str | None,
+    history: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Group SPEC's open dead letters by stage, reason and check, with samples of the records as they were read.
+
+    With --run those of one run. A batch that failed has committed nothing, its letters neither: they are kept apart, of the newest five, and --run shows them.
 
     Counted are records (source and position), each once. A record that failed several checks is in the line of each.
     """
     found = loaded(spec, set_, parameters_file)
     from beam_pipelines.serving.dead_letters import OPEN, inspect_letters, past_letters
 
-    connection = _opened(found)
-    past = past_letters(connection, where=where, reason=reason) if history else ()
-    inspection = inspect_letters(connection, where=where, reason=reason, samples=samples, table=OPEN, known=tuple(p.reason for p in past))
-    place = _place(found)
+    connection, place, condition = _of_run(found, run_id, where)
+    past = past_letters(connection, where=condition, reason=reason) if history else ()
+    inspection = inspect_letters(
+        connection, where=condition, reason=reason, samples=samples, table=OPEN, known=tuple(p.reason for p in past)
+    )
     if as_json:
         import msgspec
 
         content = {"path": place, "rows": inspection.rows, "groups": inspection.groups} | ({"history": past} if history else {})
         click.echo(msgspec.json.encode(content).decode())
         return 0
-    for line in (*_lines(inspection, place, only=bool(where or reason)), *(_past(past) if history else ())):
+    for line in (*_lines(inspection, place, only=bool(condition or reason)), *(_past(past) if history else ())):
         click.echo(line, file=sys.stdout)
+    if run_id is None and (failed := _newest_failed(found)):
+        click.echo(failed, err=True)
     return 0
 
 
@@ -156,6 +162,37 @@ def discard(
         return 0
     click.echo(f"{'would discard' if dry_run else 'discarded'} {counted(_records(letters))}: {_listed(_by_reason(letters))}")
     return 0
+
+
+def _of_run(found: LoadedSpec, run_id: str | None, where: str | None) -> tuple[duckdb.DuckDBPyConnection, str, str | None]:
+    """The letters to look into, where they lie, and which of them. Raises SpecError for a run that has none left."""
+    if run_id is None:
+        try:
+            return _opened(found), _place(found), where
+        except SpecError as error:
+            failed = _newest_failed(found)
+            raise SpecError(error.message, hint=failed or error.hint) from None
+    from beam_pipelines.arrow.engine import literal
+    from beam_pipelines.cli.tables import clean
+    from beam_pipelines.serving.dead_letters import failed_letters
+    from beam_pipelines.sinks.results import read_run
+
+    run = read_run(found.state, run_id)
+    if run.status == "failed" and run.metadata.mode == "batch":
+        return failed_letters(run), clean(run.kept_letters.folder) if run.kept_letters is not None else "", where
+    mine = f"run_id = {literal(run_id)}"
+    return _opened(found), _place(found), mine if where is None else f"({where}\n) AND {mine}"
+
+
+def _newest_failed(found: LoadedSpec) -> str:
+    """Where the letters of the newest run are, if it failed; "" else."""
+    from beam_pipelines.sinks.results import list_runs
+
+    newest = next(iter(list_runs(found.state)), None)
+    if newest is None or newest.kept_letters is None:
+        return ""
+    run_id = newest.metadata.run_id
+    return f"The newest run, {run_id}, failed; its {newest.kept_letters.rows:,} letters are apart: say --run {run_id}."
 
 
 def _opened(found: LoadedSpec) -> duckdb.DuckDBPyConnection:

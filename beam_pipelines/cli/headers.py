@@ -8,6 +8,7 @@ import glob
 import io
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -103,7 +104,7 @@ def _names(path: str, fmt: CsvFormat) -> tuple[str, ...]:
             escapechar=fmt.escape or None, doublequote=not fmt.escape, quoting=csv.QUOTE_MINIMAL if fmt.quote else csv.QUOTE_NONE,
         )  # fmt: skip
         return tuple(next(reader))
-    except (OSError, EOFError, ValueError, StopIteration, csv.Error):
+    except (OSError, EOFError, ValueError, StopIteration, csv.Error, zlib.error):
         return ()
 
 

@@ -36,7 +36,7 @@ def init(source: str, out: str | None, name: str | None, rows: int, force: bool)
     folder = out or "."
     targets = [os.path.join(folder, SPEC), os.path.join(folder, TESTS)]
     _refuse_existing(targets if out and not force else [])
-    chosen = choose(source)
+    chosen = choose(source, spec_folder=folder)
     proposal = propose(look_at(chosen.path, rows=rows))
     named = name or pipeline_name(source if os.path.exists(source) else chosen.path)
     text = spec_yaml(proposal, name=named, files=[_seen_from(pattern, folder) for pattern in chosen.patterns])

@@ -25,6 +25,7 @@ VERBS = {
     "test": "beam_pipelines.cli.test:test",
     "doctor": "beam_pipelines.cli.doctor:doctor",
     "run": "beam_pipelines.cli.run:run",
+    "upgrade": "beam_pipelines.cli.upgrade:upgrade",
     "status": "beam_pipelines.cli.status:status",
     "backfill": "beam_pipelines.cli.backfill:backfill",
     "replay": "beam_pipelines.cli.replay:replay",

@@ -80,6 +80,11 @@ def show_run(run: RunResults, *, state: str, out: TextIO | None = None) -> None:
             if _streams(run)
             else "Nothing was committed: the outputs are as they were."
         )
+    if run.kept_letters is not None:
+        say(
+            f"Its {run.kept_letters.rows:,} dead letters are kept in {clean(run.kept_letters.folder)}: "
+            f"beam-pipelines dlq inspect {clean(about.spec)} --run {about.run_id}"
+        )
     say.lines(_outputs(run))
     say.lines(_ledger(run))
     say.lines(_checks(run))

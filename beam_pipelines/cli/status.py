@@ -58,7 +58,8 @@ def _flink(master: str | None, run_id: str) -> dict[str, Any] | None:
         return {
             "master": address, "job": job.id, "state": job.state, "restarts": rest.restarts(job.id), "checkpoints": checkpoints.completed,
             "failed_checkpoints": checkpoints.failed, "checkpoint_bytes": None if latest is None else latest.state_bytes,
-            "checkpoint_ms": None if latest is None else latest.duration_ms,
+            "checkpoint_ms": None if latest is None else latest.duration_ms, "checkpoint_done_ms": None if latest is None else latest.done_ms,
+            "checkpoint_failure": checkpoints.failure if checkpoints.failing else None,
         }  # fmt: skip
     except RunError as error:
         return {"master": address, "error": str(error)}
@@ -122,9 +123,10 @@ def _of_flink(flink: dict[str, Any]) -> str:
     size = (
         ""
         if flink["checkpoint_bytes"] is None
-        else f", the last of {flink['checkpoint_bytes'] / 1e6:.1f} MB in {flink['checkpoint_ms'] / 1000:.1f} s"
+        else f", the last of {flink['checkpoint_bytes'] / 1e6:.1f} MB in {flink['checkpoint_ms'] / 1000:.1f} s, {_ago(time.time() - flink['checkpoint_done_ms'] / 1000)} ago"
     )
-    failed = f" ({flink['failed_checkpoints']:,} failed)" if flink["failed_checkpoints"] else ""
+    since = f", the latest: {flink['checkpoint_failure']}" if flink["checkpoint_failure"] else ""
+    failed = f" ({flink['failed_checkpoints']:,} failed{since})" if flink["failed_checkpoints"] else ""
     return f"job {flink['job']} at {flink['master']}: {flink['state']}; {flink['checkpoints']:,} checkpoints{failed}{size}; restarted {flink['restarts']} times"
 
 

@@ -58,6 +58,9 @@ class PickColumns:
 
     def __call__(self, batch: pa.RecordBatch) -> KernelResult:
         failures: Failures = {}
+        if RAW in batch.schema.names and self.roots and self.roots.isdisjoint(batch.schema.names):
+            text = "raw records (_raw) and none of the contract's columns; expected columns. Decode them by their own format, such as json"
+            failures = dict.fromkeys(range(batch.num_rows), (DECODE, text))
         placed = {n: self._pick(batch, n, c.keys(n), failures) for n, c in self.contract.read.items()}
         others = {n.removeprefix(_ESCAPE): n for n in batch.schema.names if n not in _OURS and n.removeprefix(_ESCAPE) not in self.roots}
         unknown = {name: plain(batch.column(n)) for name, n in others.items()}

@@ -2,6 +2,9 @@
 
 The bytes of a compressed file can only be read from the start, so such files are never split; positions are offsets in the
 decompressed bytes.
+
+A member's checksum stands at its end, so wrong bytes in its middle are known only when all of it has come out. Therefore `sound_bytes` reads a
+file once before its records are read, for 2 to 3 ns of CPU a byte that comes out. bzip2 needs no such look: it checks each block before it gives it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import bz2
 import io
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from backports import zstd
 
@@ -21,7 +24,9 @@ CODECS = ("gzip", "bzip2", "zstd")
 FREE_BYTES = 64 * 2**20
 """A file may always expand to this, whatever the ratio."""
 _ENDINGS = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bzip2", ".bz": "bzip2", ".zst": "zstd", ".zstd": "zstd"}
-_IN_BYTES, _OUT_BYTES = 64 * 2**10, 2**20
+_IN_BYTES = 64 * 2**10
+_OUT_BYTES = {"gzip": 2**20, "bzip2": FREE_BYTES, "zstd": 2**20}
+"""What comes out at once; of bzip2 whole blocks, which 64 KiB hold many of only in a bomb: a part of a block is given unchecked."""
 _MAGIC = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "zstd": b"\x28\xb5\x2f\xfd"}
 
 
@@ -40,17 +45,34 @@ def codec_of(path: str, compression: str = "auto") -> str | None:
     return None if compression == "none" else compression
 
 
-def decompress(stream: BinaryIO, codec: str | None, *, max_expansion: int = 1000, compressed_size: int | None = None) -> BinaryIO:
+def decompress(
+    stream: BinaryIO, codec: str | None, *, max_expansion: int = 1000, compressed_size: int | None = None, sound: Sound | None = None
+) -> BinaryIO:
     """The decompressed bytes of `stream`, streamed; `stream` itself without a codec.
 
     Reading raises DamagedStream where the file is truncated or corrupt, after the good bytes, and DecompressionBomb where it gives
-    more than `max_expansion` times its size (`compressed_size`, else what was read of it), the first 64 MiB being free.
+    more than `max_expansion` times its size (`compressed_size`, else what was read of it), the first 64 MiB being free. `sound`: what an
+    earlier look found to be wrong; without it, bytes of a corrupt member may come before the error.
     """
     if codec is None:
         return stream
     if codec not in CODECS:
         raise SpecError(f"compression: got {codec!r}; expected one of {', '.join(CODECS)}.")
-    return Decompressed(stream, codec, max_expansion=max_expansion, compressed_size=compressed_size)  # type: ignore[return-value]  # a RawIOBase reads like a BinaryIO
+    return Decompressed(stream, codec, max_expansion=max_expansion, compressed_size=compressed_size, sound=sound)  # type: ignore[return-value]  # a RawIOBase reads like a BinaryIO
+
+
+def sound_bytes(stream: BinaryIO, codec: str, *, max_expansion: int = 1000, compressed_size: int | None = None) -> Sound | None:
+    """How far `stream` can be believed, where a member of it is corrupt; None where no member is. Reads it to its end. Raises its OSError."""
+    if codec == "bzip2":
+        return None
+    return Decompressed(stream, codec, max_expansion=max_expansion, compressed_size=compressed_size).look()
+
+
+class Sound(NamedTuple):
+    """The first `bytes` that come out are covered by checksums that fit; behind them, `why`."""
+
+    bytes: int
+    why: str
 
 
 class _Member(Protocol):
@@ -96,11 +118,14 @@ _MEMBER: dict[str, Callable[[], _Member]] = {"gzip": _Gzip, "bzip2": bz2.BZ2Deco
 class Decompressed(io.RawIOBase):
     """Reads through the members of a compressed stream one after the other; see `decompress`."""
 
-    def __init__(self, stream: BinaryIO, codec: str, *, max_expansion: int, compressed_size: int | None) -> None:
+    def __init__(
+        self, stream: BinaryIO, codec: str, *, max_expansion: int, compressed_size: int | None, sound: Sound | None = None
+    ) -> None:
         self._stream, self._codec = stream, codec
         self._max_expansion, self._compressed_size = max_expansion, compressed_size
         self._member: _Member | None = None
-        self._taken = self._given = 0
+        self._taken = self._given = self._ended = 0  # read; come out; come out of members that are whole
+        self._sound, self._corrupt = sound, ""
         self._pending = memoryview(b"")
         self._damage: DamagedStream | None = None
 
@@ -121,14 +146,24 @@ class Decompressed(io.RawIOBase):
         self._stream.close()
         super().close()
 
+    def look(self) -> Sound | None:
+        """Reads to the end or the damage; what is sound, if a member is corrupt."""
+        while self._next():
+            pass
+        if not self._corrupt:
+            return None
+        unread = f"of what it unpacks to, nothing from byte {self._ended} on was read, because it is not what was packed"
+        return Sound(self._ended, f"{self._corrupt}; {unread}")
+
     def _next(self) -> bytes:
-        """Up to 1 MiB of decompressed bytes; empty at the end or where `_damage` is set."""
+        """Decompressed bytes; empty at the end or where `_damage` is set."""
         while self._damage is None:
             member, chunk = self._member, b""
             if member is None or member.eof:
                 chunk = self._first_bytes()
                 if not chunk:
                     return b""
+                self._ended = self._given
                 member = self._member = _MEMBER[self._codec]()
             elif member.needs_input:
                 chunk = self._take()
@@ -142,10 +177,14 @@ class Decompressed(io.RawIOBase):
 
     def _step(self, member: _Member, chunk: bytes) -> bytes:
         try:
-            out = member.decompress(chunk, _OUT_BYTES)
+            out = member.decompress(chunk, _OUT_BYTES[self._codec])
         except (zlib.error, OSError, EOFError, zstd.ZstdError) as error:  # bz2 says OSError for corrupt data
-            self._damage = DamagedStream(f"corrupt {self._codec} file near byte {self._taken}: {error}")
+            self._corrupt = f"corrupt {self._codec} file near byte {self._taken}: {error}"
+            self._damage = DamagedStream(self._corrupt if self._sound is None else self._sound.why)
             return b""
+        if self._sound is not None and self._given + len(out) > self._sound.bytes:
+            out = out[: self._sound.bytes - self._given]
+            self._damage = DamagedStream(self._sound.why)
         self._given += len(out)
         allowed = max(FREE_BYTES, self._max_expansion * (self._compressed_size or self._taken))
         if self._given > allowed:

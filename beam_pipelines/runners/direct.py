@@ -29,8 +29,9 @@ from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.resolutions import write_no_resolutions
-from beam_pipelines.sinks.results import RunResults, find_run
+from beam_pipelines.sinks.results import RunResults, expect_id, find_run
 from beam_pipelines.sinks.run import RunInfo, new_run_id
+from beam_pipelines.sources.database_connection import snapshots_held
 from beam_pipelines.sources.lookups import FileLookup, lookups_of, versions_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
@@ -68,8 +69,9 @@ def run_batch(loaded: LoadedSpec, call: Call = Call()) -> RunResults:
     engine = engine_for(call.runner)
     lookups = lookups_of(loaded.spec)
     run = _run_info(loaded, call, engine, lookups)
+    expect_id(run.state, call.run_id, mode="batch")
     outputs = outputs_of(loaded.spec, run)
-    with importable(loaded.directory), temporary(call.flags, run) as temp_location:
+    with importable(loaded.directory), temporary(call.flags, run) as temp_location, snapshots_held():
         prepare(outputs, run)
         try:
             write_no_resolutions(run.state)

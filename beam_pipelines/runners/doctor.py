@@ -17,8 +17,10 @@ import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
 from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
 
+from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.edges import archives_of
 from beam_pipelines.errors import BeamPipelinesError, RunError, SinkError, SpecError, TransientError
+from beam_pipelines.formats.columnar import roots
 from beam_pipelines.places import exists, is_local, local
 from beam_pipelines.pubsub_service import Topic, code, is_transient, where
 from beam_pipelines.runners import stream
@@ -45,6 +47,7 @@ from beam_pipelines.sinks.run import Output, RunInfo, new_run_id
 from beam_pipelines.sources.archive import hour_folders, written_files
 from beam_pipelines.sources.bigquery import open_source
 from beam_pipelines.sources.bigquery_session import Asked, check_columns, check_query, open_session
+from beam_pipelines.sources.database import open_database
 from beam_pipelines.sources.files import list_files
 from beam_pipelines.sources.lookups import FileLookup, lookups_of
 from beam_pipelines.sources.pubsub import check_subscription
@@ -52,7 +55,7 @@ from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.secrets import expect_keys, secrets_of
 from beam_pipelines.spec.sinks import PubsubSink
-from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQueryLookup, BigQuerySource, PubsubSource
+from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQueryLookup, BigQuerySource, DatabaseSource, PubsubSource
 from beam_pipelines.transforms.prepare import row_program
 
 PYTHON = ((3, 11), (3, 14))
@@ -209,7 +212,7 @@ def _sources(loaded: LoadedSpec, modes: Sequence[str]) -> Iterator[Check]:
             yield Check(
                 name,
                 partial(_batch_source, name, source, loaded, number),
-                late="bad" if isinstance(source, BigQuerySource) else "not looked at",
+                late="bad" if isinstance(source, BigQuerySource | DatabaseSource) else "not looked at",
             )
     if "stream" in modes:
         for number, subscription in enumerate(spec.sources.stream):
@@ -233,9 +236,20 @@ def _batch_source(name: str, source: BatchSource, loaded: LoadedSpec, number: in
                 source, loaded.spec.contract, number=number, run_id=uuid.uuid4().hex, streams=1, patience_s=_SERVICE_S
             ).session
             yield Finding(name, "good", f"{source.name}: a table of {len(session.schema.names)} columns")
+    elif isinstance(source, DatabaseSource):
+        yield from _database(name, source, loaded.spec.contract, number)
     else:
         sizes = [size for _, size in list_files(source.patterns)]
         yield Finding(name, "good", f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {sum(sizes) / 1e6:,.1f} MB: {', '.join(source.patterns)}")
+
+
+def _database(name: str, source: DatabaseSource, contract: Contract, number: int) -> Iterator[Finding]:
+    opened = open_database(source, contract, number=number, splits=1)
+    columns = {column.name for column in opened.shown}
+    yield Finding(name, "good", f"{source.name}: {opened.server}, {len(columns)} columns are read")
+    missing = sorted(roots(contract) - columns)
+    if missing:
+        yield Finding(name, "warning", f"{source.name}: no column {', '.join(missing)}, which the contract names: NULL in every row")
 
 
 def _subscription(name: str, source: PubsubSource) -> Iterator[Finding]:

@@ -25,10 +25,12 @@ from beam_pipelines.formats.reader import Broken
 from beam_pipelines.sources.archive import raw_pieces
 from beam_pipelines.sources.bigquery import rows_at
 from beam_pipelines.sources.bigquery_session import lasting_name
+from beam_pipelines.sources.database import rows_at as database_rows_at
+from beam_pipelines.sources.database_opened import lasting_name as database_name
 from beam_pipelines.sources.files import FileRange, file_ranges, list_versions, read_range
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQuerySource, FileSource
+from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQuerySource, DatabaseSource, FileSource
 from beam_pipelines.transforms.prepare import row_program
 
 Input = Literal["batch", "archive"]
@@ -81,6 +83,8 @@ def records(spec: PipelineSpec, state: str, input_: Input, letters: Iterable[Let
 def _in(source: BatchSource, spec: PipelineSpec, wanted: Mapping[str, list[Letter]]) -> Iterator[pa.RecordBatch]:
     if isinstance(source, BigQuerySource):
         return rows_at(source, spec.contract, [letter.position for letter in wanted.get(lasting_name(source), ())])
+    if isinstance(source, DatabaseSource):
+        return database_rows_at(source, spec.contract, [letter.position for letter in wanted.get(database_name(source), ())])
     return _in_files(spec, source, wanted) if isinstance(source, FileSource) else _in_archive(source, wanted, raw_key(spec))
 
 
@@ -154,5 +158,5 @@ def _at(piece: pa.RecordBatch, positions: npt.NDArray[np.int64], among: npt.NDAr
 def inputs_of(spec: PipelineSpec, letter: Letter) -> list[Input]:
     """The inputs of a batch in which a letter's record may lie: the archive, for a message of a stream; the batch sources."""
     found: list[Input] = ["archive"] if any(letter.source == s.pubsub for s in spec.sources.stream) else []
-    of_files = not found and any(isinstance(s, FileSource | BigQuerySource) for s in spec.sources.batch)
+    of_files = not found and any(isinstance(s, FileSource | BigQuerySource | DatabaseSource) for s in spec.sources.batch)
     return [*found, "batch"] if of_files or any(isinstance(s, ArchiveSource) for s in spec.sources.batch) else found

@@ -22,6 +22,7 @@ from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.sinks.speed_views import scan
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.sources.bigquery_session import PREFIX as BIGQUERY
+from beam_pipelines.sources.database_opened import PREFIX as DATABASE
 from beam_pipelines.sources.files import list_versions
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.sources import ArchiveSource
@@ -67,7 +68,7 @@ def _lost_files(loaded: LoadedSpec, within: Range | None) -> list[Lost]:
         Lost(source, start, start + HOUR_MICROS)
         for source, _, start in _rows_from(loaded, within, _of_batch(loaded))
         if source not in there
-        and not source.startswith(BIGQUERY)  # a table is there or the run fails; which rows it has lost, nobody knows
+        and not source.startswith((BIGQUERY, DATABASE))  # a table is there or the run fails; which rows it has lost, nobody knows
     ]
 
 

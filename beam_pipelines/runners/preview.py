@@ -21,7 +21,7 @@ from beam_pipelines.arrow.masking import mask_columns, mask_letters
 from beam_pipelines.arrow.panes import aggregate_batch
 from beam_pipelines.arrow.program import Program, Split, Step
 from beam_pipelines.arrow.schema import DEAD_LETTERS, PROVENANCE_NAMES, RAW
-from beam_pipelines.arrow.sensitive import sensitive_columns
+from beam_pipelines.arrow.sensitive import for_letters, sensitive_columns
 from beam_pipelines.arrow.steps import civil_after
 from beam_pipelines.edges import raw_key
 from beam_pipelines.formats.reader import Broken
@@ -30,7 +30,7 @@ from beam_pipelines.sources.files import broken_letters
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import BatchSource, BigQuerySource, FileSource
+from beam_pipelines.spec.sources import BatchSource, BigQuerySource, DatabaseSource, FileSource
 from beam_pipelines.transforms.prepare import row_stages
 
 _BLOCK_BYTES = 2**20  # the first rows do not need a whole block of a run
@@ -90,7 +90,7 @@ def _source_views(spec: PipelineSpec, number: int, source: BatchSource, most: in
     batch, letters = _first_rows(spec, source, most)
     several = len(spec.sources.batch) > 1
     name = (
-        f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in ((source.name,) if isinstance(source, BigQuerySource) else source.patterns))}"
+        f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in ((source.name,) if isinstance(source, BigQuerySource | DatabaseSource) else source.patterns))}"
         if several
         else "read"
     )
@@ -163,7 +163,9 @@ def _shown(batch: pa.RecordBatch, spec: PipelineSpec, show: int) -> pa.RecordBat
 
 
 def _refused(letters: pa.RecordBatch, spec: PipelineSpec) -> tuple[Refused, ...]:
-    quiet: list[dict[str, Any]] = mask_letters(letters, spec.contract).select(["reason", "message"]).to_pylist()
+    quiet: list[dict[str, Any]] = (
+        mask_letters(letters, for_letters(spec.contract, spec.transform)).select(["reason", "message"]).to_pylist()
+    )
     counts = Counter(letter["reason"] for letter in quiet)
     first = {letter["reason"]: letter["message"] for letter in reversed(quiet)}
     return tuple(Refused(reason, count, first[reason] or "") for reason, count in counts.most_common())

@@ -201,10 +201,10 @@ def _selected(connection: duckdb.DuckDBPyConnection, plan: Plan) -> _Selected:
         arrival = f"TRY_CAST(json->>{literal(plan.arrival_column)} AS TIMESTAMPTZ)"
         return _Selected(f"read_json_objects({files}, format = 'newline_delimited')", "json::VARCHAR", arrival, whole=True)
     if ending == "parquet":
-        relation = f"read_parquet({files})"
+        relation = f"read_parquet({files}, hive_partitioning = false)"
     else:
         nulls = f", nullstr = [{', '.join(map(literal, ('', *plan.null)))}]" if plan.null else ""
-        relation = f"read_csv({files}, sample_size = -1{nulls})"
+        relation = f"read_csv({files}, sample_size = -1, hive_partitioning = false{nulls})"
     types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()}
     if plan.arrival_column not in types:
         raise SpecError(

@@ -36,16 +36,18 @@ from beam_pipelines.runners.archived_records import records_at
 from beam_pipelines.runners.crashes import look_back
 from beam_pipelines.runners.direct import importable, temporary
 from beam_pipelines.runners.elsewhere import Elsewhere, control_folder, forget_earlier
-from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, flink_job, target
+from beam_pipelines.runners.flink.jars import jar_versions
+from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, flink_job, jar_at_hand, target
 from beam_pipelines.runners.heap import settle_heap
 from beam_pipelines.runners.in_process import InProcessJob, in_process_job
 from beam_pipelines.runners.options import FLINK, LOOPBACK, Flink
 from beam_pipelines.runners.portable_job import PortableJob
 from beam_pipelines.runners.prism import expect_no_other, prism_job, state_here
 from beam_pipelines.runners.prism_binary import find_prism
+from beam_pipelines.runners.versions import versions_here
 from beam_pipelines.sinks import speed_compaction
 from beam_pipelines.sinks.bigquery_append import close_appenders
-from beam_pipelines.sinks.epochs import Fence, all_starts, stream_folder, take_epoch
+from beam_pipelines.sinks.epochs import Fence, Ran, all_starts, stream_folder, take_epoch
 from beam_pipelines.sinks.judge import JudgeRun
 from beam_pipelines.sinks.labels import labels_of
 from beam_pipelines.sinks.ledger import Ledger
@@ -281,11 +283,23 @@ def _run_info(loaded: LoadedSpec, call: StreamCall, engine: str, lookups: Mappin
     if call.run_id and losses:
         run_id = f"{run_id}.{new_run_id()}"  # sorts after it
     versions = versions_of(spec, lookups)
-    epoch = take_epoch(loaded.state, run_id, dict(versions))
+    epoch = take_epoch(loaded.state, run_id, dict(versions), ran=Ran.of(loaded), versions=_versions(call, engine))
     return RunInfo(
         run_id, spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint, mode="stream",
         engine=engine, spec=loaded.path, epoch=epoch, lookups=versions,
     )  # fmt: skip
+
+
+def _versions(call: StreamCall, engine: str) -> dict[str, str]:
+    """What is at work, for whoever compares a later start with this one; of Flink as far as it is known before the job is."""
+    found = {**versions_here(), "engine": engine}
+    if call.flink is None:
+        return found
+    with contextlib.suppress(BeamPipelinesError):  # whoever starts the job says it
+        found["Flink"] = target(call.flink).version
+        jar = jar_at_hand(call.flink, found["Flink"])
+        found |= {"Flink runner": jar_versions(jar).beam or "unknown"} if jar is not None else {}
+    return found
 
 
 def _beginning(run: RunInfo, before: Reached) -> str:
@@ -324,6 +338,9 @@ def _draining_signals(say: Callable[[str], None]) -> Iterator[None]:
 
     def asked(number: int, frame: Any) -> None:
         if draining.requested():
+            earlier = before[signal.Signals(number)]
+            if callable(earlier):  # whose it was notes which signal it is: the exit code says it
+                earlier(number, frame)
             raise KeyboardInterrupt
         draining.request()
         try:

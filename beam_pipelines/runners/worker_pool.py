@@ -30,7 +30,7 @@ from apache_beam.runners.worker.sdk_worker import SdkHarness
 from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
 
 from beam_pipelines.runners import bundle_ends
-from beam_pipelines.runners.flink import send_queue
+from beam_pipelines.runners.flink import parked_bundles, send_queue
 from beam_pipelines.runners.flink.cluster import WORKER
 from beam_pipelines.runners.flink.options import PATH
 from beam_pipelines.sources import split_progress
@@ -145,6 +145,7 @@ def work() -> None:
     split_progress.install()
     bundle_ends.install()
     send_queue.install()
+    parked_bundles.install()
     cache_bytes = WorkerOptions().max_cache_memory_usage_mb << 20  # the default of the options, which a pool is not told
     SdkHarness(control, worker_id=worker, state_cache_size=cache_bytes, data_buffer_time_limit_ms=0).run()
 

@@ -1,7 +1,7 @@
 """The serving view in BigQuery's SQL: external tables over the lake's Parquet, and views over them with the same meaning as `views`.
 
-    rows_batch_files, rows_speed_files, doors_files     external tables with hive partitions
-    rows_batch, rows_speed, rows, …                     views
+    rows_batch_files, rows_speed_files, doors_files, resolutions_files     external tables with hive partitions
+    rows_batch, rows_speed, rows, …                                        views
 
 Conditions on partition columns reach the files in BigQuery too. A batch folder at rest holds exactly its output, so no list of files is needed: the script must
 be run again after commits only because the ranges of the batch are in it. While a commit moves files, BigQuery sees what lies there at that moment.
@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from beam_pipelines.arrow.doors import FILTERED
 from beam_pipelines.arrow.ranges import partition_range, partition_value, union
 from beam_pipelines.errors import RunError, SpecError
+from beam_pipelines.places import holds
 from beam_pipelines.sinks.epochs import doors_folder
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
+from beam_pipelines.sinks.resolutions import REPLAYED
+from beam_pipelines.sinks.resolutions import folder as resolutions_folder
 from beam_pipelines.sinks.run import TOMBSTONES
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, AT_SINK, KEPT, LETTER, doors_scan, scan, shown_anew
 
@@ -46,9 +49,14 @@ def bigquery_script(state: str, places: Mapping[str, str] | None, dataset: str, 
     there = [output for output in letters if scan(output.folder) is not None]
     script.letters = [f"`{o.table}`" if o.table else script.named(f"{o.name}_speed_files") for o in there]
     first = [*(n for n in batch if n == TOMBSTONES), *(o.name for o in there)]  # views of others look into them
+    rows = [output for output in speed.values() if output.of == "rows" and output.name not in left_out and scan(output.folder) is not None]
+    script.rows = [f"`{o.table}`" if o.table else script.named(f"{o.name}_speed_files") for o in rows]
+    _find_resolutions(script, state)
     for name in dict.fromkeys((*first, *batch, *speed)):
         for statement in _output(script, state, name, batch, speed.get(name)):
             script.add(statement)
+    for statement in script.last:
+        script.add(statement)
     if not any(statement.startswith("CREATE OR REPLACE VIEW") for statement in script.statements):
         said = [statement.removeprefix("-- ") for statement in script.statements if statement.startswith("--")]
         raise RunError(f"serve: --bigquery: there is no table to show: {'; '.join(said)}.", hint="It needs outputs with rows, as Parquet.")
@@ -61,6 +69,9 @@ class _Script:
         self.statements: list[str] = []
         self.doors = False
         self.letters: list[str] = []
+        self.rows: list[str] = []
+        self.resolutions = ""
+        self.last: list[str] = []  # views that look into what others make
 
     def add(self, statement: str) -> None:
         self.statements.append(statement if statement.startswith("--") else statement + ";")
@@ -125,7 +136,76 @@ def _output(script: _Script, state: str, name: str, batch: Mapping[str, Snapshot
     if not layers:
         yield f"-- {name}: it has no row yet"
     else:
-        yield script.view(name, "\nFULL OUTER UNION ALL BY NAME\n".join(layers))
+        merged = "\nFULL OUTER UNION ALL BY NAME\n".join(layers)
+        if "dead_letters" in (snapshot and snapshot.of, output and output.of):
+            script.last.append(script.view(name, _open(script, merged)))
+        else:
+            yield script.view(name, merged)
+
+
+def _find_resolutions(script: _Script, state: str) -> None:
+    """A table of what became of letters, where the state is where BigQuery sees it."""
+    where = resolutions_folder(state)
+    if not holds(where, ".parquet"):
+        return
+    try:
+        script.table("resolutions_files", where, {})
+    except SpecError:
+        script.add("-- the pipeline's state is not in Cloud Storage: dead letters that were replayed or discarded are not left out")
+        return
+    script.resolutions = script.named("resolutions_files")
+
+
+def _open(script: _Script, letters: str) -> str:
+    """The `letters` that nothing has become of yet, as `resolutions.open_sql` has them."""
+    joined, where = "", []
+    if script.resolutions:
+        same = " AND ".join(f"{_known('done', c, absent)} = {_known('letters', c, absent)}" for c, absent in _IDENTITY.items())
+        kept = "done.raw IS NULL OR letters.raw IS NULL OR ENDS_WITH(done.raw_format, '+sealed') OR done.raw = letters.raw"
+        run = f"{_known('done', 'run_id', _NO_TEXT)} = {_known('letters', 'run_id', _NO_TEXT)}"
+        which = f"CASE WHEN done.how = '{REPLAYED}' THEN {run} ELSE {kept} END"
+        there = f"{same} AND {_about('done')} = {_about('letters')} AND {which}"
+        where.append(f"NOT EXISTS (SELECT 1 FROM {script.resolutions} AS done WHERE {there})")
+    through = _through(script)
+    if through:
+        runs = " UNION DISTINCT ".join(f"SELECT run_id FROM {files}" for files in script.letters)
+        joined = f"\nLEFT JOIN (\n  {through}\n) AS through ON through.source = letters.source AND through.position = letters.position"
+        where.append(f"(through.source IS NOT NULL AND {_of_rows('letters')} AND letters.run_id IN ({runs})) IS NOT TRUE")
+    return f"SELECT letters.* FROM (\n{letters}\n) AS letters{joined}{_where(*where)}" if where else letters
+
+
+def _through(script: _Script) -> str:
+    """A SELECT of the stream's refused records that have left by another door since; "" where there can be none."""
+    doors = [f"SELECT _source AS source, _position AS position, _stored_at AS moment FROM {files}" for files in script.rows]
+    doors += [f"SELECT source, position, _stored_at AS moment FROM {script.named('doors_files')}"] if script.doors else []
+    if not doors or not script.letters:
+        return ""
+    said = [f"SELECT source, position, _stored_at AS moment FROM {files} AS f WHERE {_of_rows('f')}" for files in script.letters]
+    newest = f"SELECT source, position, MAX(moment) AS said_at FROM ({' UNION ALL '.join(said)}) GROUP BY source, position"
+    return (
+        f"SELECT DISTINCT door.source, door.position FROM ({' UNION ALL '.join(doors)}) AS door\n  JOIN ({newest}) AS said"
+        " ON door.source = said.source AND door.position = said.position WHERE door.moment > said.said_at"
+    )
+
+
+def _of_rows(letter: str) -> str:
+    return f"{letter}.stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') AND {letter}.position IS NOT NULL"
+
+
+_NO_TEXT = "''"
+_IDENTITY = {"source": _NO_TEXT, "position": "-1", "stage": _NO_TEXT, "reason": _NO_TEXT}
+"""Which record a letter is of, and what stands for NULL: BigQuery joins by what is equal only."""
+
+
+def _known(table: str, column: str, absent: str) -> str:
+    return f"COALESCE({table}.{column}, {absent})"
+
+
+def _about(letter: str) -> str:
+    """As `resolutions.about_sql`."""
+    return (
+        f"CASE WHEN {letter}.stage IN ('{AT_AGGREGATE}', '{AT_SINK}') THEN COALESCE({letter}.failures[SAFE_OFFSET(0)].name, '') ELSE '' END"
+    )
 
 
 def _batch_files(script: _Script, name: str, snapshot: Snapshot) -> str:

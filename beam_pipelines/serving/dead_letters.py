@@ -12,8 +12,11 @@ import pyarrow as pa
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import SpecError, nearest
+from beam_pipelines.places.sql import reading
 from beam_pipelines.serving.tables import ask, open_tables
-from beam_pipelines.sinks.resolutions import NO_LETTERS, history_sql, open_sql
+from beam_pipelines.sinks.failed_letters import KEPT_RUNS, kept_sql, kept_there
+from beam_pipelines.sinks.resolutions import NO_HISTORY, NO_LETTERS, history_sql, open_sql, with_failures
+from beam_pipelines.sinks.results import RunResults
 
 TABLE = "dead_letters"
 OPEN, HISTORY = "open_dead_letters", "dead_letter_history"
@@ -73,10 +76,28 @@ def open_letters(state: str, places: Mapping[str, str] | None = None) -> duckdb.
     columns = ask(connection, f"DESCRIBE SELECT * FROM {TABLE}", expected=[TABLE]).to_pylist()
     kinds = {column["column_name"]: column["column_type"] for column in columns}
     letters = f"SELECT * FROM {TABLE}" if set(DEAD_LETTERS.names) <= kinds.keys() else NO_LETTERS
-    nested = "failures" not in kinds or kinds["failures"].startswith("STRUCT")
-    connection.execute(f"CREATE VIEW {OPEN} AS {open_sql(state, letters, nested=nested)}")
+    if kinds.get("failures") == "VARCHAR":
+        letters = with_failures(letters)
+    connection.execute(f"CREATE VIEW {OPEN} AS {open_sql(state, letters)}")
     if HISTORY not in (row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()):
         connection.execute(f"CREATE VIEW {HISTORY} AS {history_sql(state)}")
+    return connection
+
+
+def failed_letters(run: RunResults) -> duckdb.DuckDBPyConnection:
+    """A connection whose `open_dead_letters` are those of a batch that failed; none of them is resolved. Raises SpecError where they are gone."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET TimeZone = 'UTC'")
+    kept = run.kept_letters
+    if kept is not None and not kept_there(kept):
+        raise SpecError(
+            f"dlq: the letters of run '{run.metadata.run_id}' are no longer in {kept.folder}.",
+            hint=f"Those of the newest {KEPT_RUNS} runs that failed are kept, and as long as `retention` says.",
+        )
+    letters = NO_LETTERS if kept is None else kept_sql(kept)
+    reading(connection, letters)
+    connection.execute(f"CREATE VIEW {OPEN} AS {letters}")
+    connection.execute(f"CREATE VIEW {HISTORY} AS {NO_HISTORY}")
     return connection
 
 

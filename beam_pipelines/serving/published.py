@@ -19,10 +19,9 @@ import pyarrow as pa
 from beam_pipelines.arrow.engine import literal, quote
 from beam_pipelines.errors import RunError, SinkError
 from beam_pipelines.places.sql import gone, reading, said
-from beam_pipelines.serving.tables import RANGES, RUNS, ranges_table, runs_table
+from beam_pipelines.serving.tables import RANGES, RUNS, ranges_table, runs_of
 from beam_pipelines.serving.views import views
 from beam_pipelines.sinks.manifest import snapshots
-from beam_pipelines.sinks.results import list_runs
 
 STORAGE = "v1.0.0"
 """The oldest DuckDB whose clients open the file."""
@@ -54,7 +53,7 @@ def served(state: str, places: Mapping[str, str] | None = None) -> Served:
     """What a file that is written now would hold. Raises RunError where nothing has been stored yet."""
     outputs = snapshots(state, places)
     newest = max((snapshot.version for snapshot in outputs.values()), default=0)
-    return Served(tuple(view_statements(state, places)), runs_table(list_runs(state)), ranges_table(outputs), newest)
+    return Served(tuple(view_statements(state, places)), runs_of(state), ranges_table(outputs), newest)
 
 
 def write_database(

@@ -1,12 +1,21 @@
-"""How a pipeline stands: its newest start of the stream and how far that has come, its newest batch run. Loads no Beam."""
+"""How a pipeline stands: its newest start of the stream and how far that has come, its newest batch run; starts that left no record. Loads no Beam."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
 
-from beam_pipelines.sinks.epochs import newest_start, runs_here
-from beam_pipelines.sinks.reached import starts
+import msgspec
+
+from beam_pipelines.places import each, join, read_bytes
+from beam_pipelines.sinks.deletions import read_account
+from beam_pipelines.sinks.epochs import Start, latest_epoch, newest_start, runs_here, stream_folder
+from beam_pipelines.sinks.reached import Reached, starts
 from beam_pipelines.sinks.results import RunResults, list_runs
+
+_LOOKED_AT = 50
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,58 @@ class Standing:
 
     stream: StreamStanding | None
     batch: RunResults | None
+
+
+@dataclass(frozen=True)
+class Unrecorded:
+    """A start of the stream that has ended and left no record: `taken over` where it was still heard of after the next one had begun, else `killed`. `heard_of`: when for the last
+    time; None: never. `why`: a sentence."""
+
+    run_id: str
+    started_at: datetime
+    status: Literal["killed", "taken over"]
+    heard_of: datetime | None
+    why: str
+
+
+def unrecorded(state: str, recorded: Collection[str]) -> list[Unrecorded]:
+    """The starts, of the newest 50, that have ended without a record, the newest first; `recorded` are the runs that have one. Not those whose record retention may have
+    deleted."""
+    last = latest_epoch(state)
+    if not last:
+        return []
+    looked_at = range(max(1, last - _LOOKED_AT + 1), last + 1)
+    known, reached = _starts(state, looked_at), starts(state, since=looked_at.start - 1)
+    deleted_until = max((deleted.until for deleted in read_account(state).deleted if deleted.of == "runs"), default=0)
+    found = []
+    for epoch, start in known.items():
+        of_it = reached.get(epoch)
+        ended = epoch != last or runs_here(state, start) is False
+        begun = datetime.fromisoformat(start.started_at)
+        old = begun.timestamp() * 1_000_000 < deleted_until
+        if ended and start.run_id not in recorded and not old and not (of_it is not None and of_it.ended):
+            found.append(_without_record(start, begun, of_it, reached.get(epoch - 1), known.get(epoch + 1)))
+    return found[::-1]
+
+
+def _starts(state: str, epochs: Iterable[int]) -> dict[int, Start]:
+    folder = join(stream_folder(state), "epochs")
+    contents = each(folder, read_bytes, [(join(folder, f"{epoch:06d}.json"),) for epoch in epochs])
+    return {epoch: msgspec.json.decode(content, type=Start) for epoch, content in zip(epochs, contents, strict=True) if content}
+
+
+def _without_record(start: Start, begun: datetime, reached: Reached | None, before: Reached | None, after: Start | None) -> Unrecorded:
+    through = None if reached is None or (before is not None and reached.through_ms == before.through_ms) else reached.through_ms
+    heard = None if through is None else datetime.fromtimestamp(through / 1000, UTC)
+    last = f"last heard of {heard:%Y-%m-%dT%H:%M:%SZ}" if heard is not None and heard > begun else "never heard of"
+    if after is None:
+        return Unrecorded(start.run_id, begun, "killed", heard, f"left no record: it was killed, or ended with an error; {last}")
+    by = f"run {after.run_id}, which began {after.started_at}"
+    if heard is not None and heard > datetime.fromisoformat(after.started_at):
+        return Unrecorded(start.run_id, begun, "taken over", heard, f"left no record: it was taken over by {by}; {last}")
+    return Unrecorded(
+        start.run_id, begun, "killed", heard, f"left no record: it was killed, ended with an error, or was taken over by {by}; {last}"
+    )
 
 
 def standing(state: str) -> Standing:

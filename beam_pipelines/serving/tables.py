@@ -3,7 +3,7 @@
 rows, each aggregate, dead_letters     batch and speed layer as one, see `views`
 rows_batch, …                          the live files of the newest commit, whatever else lies in the folders
 rows_speed, …                          what a stream has stored so far
-runs                                   one row per run that ended
+runs                                   one row per run that ended, starts of a stream that left no record among them
 ranges                                 for which times the batch is the authority, by output
 stale                                  what arrived too late for the batch, by output, range and partition; see `stale`
 """
@@ -25,6 +25,7 @@ from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.places.sql import reading, said
 from beam_pipelines.serving.again import T, again
 from beam_pipelines.serving.stale import stale_view
+from beam_pipelines.serving.standing import Unrecorded, unrecorded
 from beam_pipelines.serving.views import BATCH, SPEED, views
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.results import RunResults, list_runs
@@ -58,7 +59,7 @@ def open_tables(
     reading(connection, state, *found.values())
     for name, sql in found.items():
         _asked(partial(connection.execute, f"CREATE VIEW {quote(name)} AS {sql}"))
-    for name, table in ((RUNS, runs_table(list_runs(state))), (RANGES, ranges_table(snapshots(state, places)))):
+    for name, table in ((RUNS, runs_of(state)), (RANGES, ranges_table(snapshots(state, places)))):
         if name not in found:
             connection.register(name, table)
     if STALE not in found:
@@ -112,9 +113,24 @@ def _check_reads(statements: Sequence[Any]) -> None:
         raise SpecError(f"query: got {kinds[0].replace('_', ' ')}; expected a SELECT.", hint="A query reads: only runs write outputs.")
 
 
-def runs_table(runs: list[RunResults]) -> pa.Table:
-    """One row per run, the newest first."""
-    return pa.Table.from_pylist([_row(run) for run in runs], schema=_RUN_COLUMNS)
+def runs_of(state: str) -> pa.Table:
+    """The table `runs`."""
+    runs = list_runs(state)
+    return runs_table(runs, unrecorded(state, {run.metadata.run_id for run in runs}))
+
+
+def runs_table(runs: Sequence[RunResults], without: Sequence[Unrecorded] = ()) -> pa.Table:
+    """One row per run, those `without` a record among them, the newest first."""
+    rows = [*(_row(run) for run in runs), *(_row_without_record(start) for start in without)]
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: (row["started_at"], row["run_id"]), reverse=True), schema=_RUN_COLUMNS)
+
+
+def _row_without_record(start: Unrecorded) -> dict[str, Any]:
+    elapsed_s = None if start.heard_of is None else max(0.0, (start.heard_of - start.started_at).total_seconds())
+    return {
+        "run_id": start.run_id, "status": start.status, "mode": "stream", "started_at": start.started_at, "elapsed_s": elapsed_s, "input": "pubsub",
+        "failures": [start.why],
+    }  # fmt: skip
 
 
 def ranges_table(outputs: Mapping[str, Snapshot]) -> pa.Table:
@@ -128,7 +144,7 @@ def ranges_table(outputs: Mapping[str, Snapshot]) -> pa.Table:
     return pa.Table.from_pylist(found, schema=_RANGE_COLUMNS)
 
 
-def _row(run: RunResults) -> dict[str, object]:
+def _row(run: RunResults) -> dict[str, Any]:
     about = run.metadata
     return {
         "run_id": about.run_id, "status": run.status, "mode": about.mode, "engine": about.engine, "started_at": datetime.fromisoformat(about.started_at),

@@ -17,6 +17,7 @@ from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import RunError
 from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
+from beam_pipelines.sinks.failed_letters import keep_letters
 from beam_pipelines.sinks.inventory import Stock, with_spans
 from beam_pipelines.sinks.ledger import Ledger, sources_read, tally
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
@@ -132,7 +133,7 @@ def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], v
         ledger.reasons, ledger.failing, checks, thresholds,
     )  # fmt: skip
     if failures:
-        return _fail(run, outputs, record)
+        return _fail(run, outputs, record, inbox)
     known = snapshots(run.state, {o.name: o.path for o in outputs})
     schemas = {o.name: columns for o in outputs if (columns := _columns(o, inbox.schemas.get(o.name, ()), known.get(o.name)))}
     headers = {o.name: csv_header([n for n, _ in schemas[o.name]]) for o in outputs if o.single and o.format == "csv" and o.name in schemas}
@@ -175,11 +176,12 @@ def sort_elements(elements: Iterable[Any]) -> Inbox:
     )
 
 
-def _fail(run: RunInfo, outputs: Sequence[Output], record: RunResults) -> RunResults:
+def _fail(run: RunInfo, outputs: Sequence[Output], record: RunResults, inbox: Inbox) -> RunResults:
     before = find_run(run.state, run.run_id)
     if before is not None and before.status == "success":  # this id was committed by an earlier attempt: its record stays true
         abandon(outputs, run)
         return record
+    record = replace(record, kept_letters=keep_letters(outputs, inbox.staged, run, header=csv_header(DEAD_LETTERS.names)))
     write_run(run.state, record)
     abandon(outputs, run)
     return record

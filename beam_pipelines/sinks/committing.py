@@ -1,11 +1,12 @@
 """The commit, step by step; every step can be repeated, and stopping after any of them loses nothing. Loads no Beam.
 
-    claim ─▶ recover ─▶ decide ─▶ move … ─▶ merge ─▶ load ─▶ delete … ─▶ record ─▶ done ─▶ clean
-             (others')   ▲
-                         └─ one file created under a number nobody has: before it nothing happened, after it all will
+    claim ─▶ recover ─▶ secure ─▶ decide ─▶ move … ─▶ merge ─▶ load ─▶ delete … ─▶ secure ─▶ record ─▶ done ─▶ clean
+             (others')             ▲
+                                   └─ one file created under a number nobody has: before it nothing happened, after it all will
 
 A run that dies before `decide` leaves outputs as they were and staged files that the next run deletes. A run that dies after it is carried
-forward by the next run, or read correctly as it is (`manifest.snapshots`).
+forward by the next run, or read correctly as it is (`manifest.snapshots`). That holds for a power failure too: what the file names is on disk
+before it (`secure`), and staged names are forgotten only when the final ones are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import delete, delete_tree, each, join, list_folders, move, open_new, open_read, parent, prune_folders, refused
+from beam_pipelines.places import (
+    delete,
+    delete_tree,
+    each,
+    join,
+    list_folders,
+    move,
+    open_new,
+    open_read,
+    parent,
+    prune_folders,
+    refused,
+    secure,
+    secure_folders,
+)
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.changes import change_of, check_layout
 from beam_pipelines.sinks.claims import claim, holders, release, stale
@@ -118,7 +133,9 @@ def commit_steps(work: Work) -> Iterator[str]:
     yield from _recover(run, outputs)
     before = find_run(run.state, run.run_id)
     if before is None or before.status != "success":
-        decided = _decide(work, _without_table(work))
+        missing = _without_table(work)
+        secure([staged.path for staged in work.staged])
+        decided = _decide(work, missing)
         yield "decide"
         yield from carry_out(run.state, decided)
     for output in outputs:
@@ -135,7 +152,7 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
         for _ in each(top, move, change.moves):
             yield f"move {name}"
         if change.merge is not None:
-            _merge(change.merge)
+            merge_parts(change.merge)
             yield f"merge {name}"
         if change.loading is not None:
             from beam_pipelines.sinks.load_jobs import load
@@ -144,6 +161,7 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
             yield f"load {name}"
         for _ in each(top, _drop, [(path, top) for path in change.deletes]):
             yield f"delete {name}"
+        secure_folders({parent(path) for path in (*change.targets, *change.deletes)})
     write_run(state, decided.record)
     yield "record"
     manifest.mark_done(state, decided.number)
@@ -273,7 +291,8 @@ def _result(output: Output, staged: Sequence[Staged], change: Change) -> OutputR
     )
 
 
-def _merge(merge: Merge) -> None:
+def merge_parts(merge: Merge) -> None:
+    """Makes one file of staged parts. Raises SinkError where one is gone."""
     made = f"{merge.parts[0].rpartition('/')[0]}/merged.inprogress" if merge.parts else f"{merge.target}.inprogress"
     try:
         with open_new(made) as out:
@@ -290,6 +309,7 @@ def _merge(merge: Merge) -> None:
         ) from error
     except OSError as error:
         raise refused(merge.target, error) from error
+    secure([made])
     move(made, merge.target)
 
 

@@ -39,14 +39,15 @@ from beam_pipelines.places import (
 )
 from beam_pipelines.sinks.speed_files import replaces as replaces_in_speed
 
-Of = Literal["archive", "rows", "panes", "doors", "dead letters", "runs"]
+Of = Literal["archive", "rows", "panes", "doors", "dead letters", "runs", "letters of failed runs"]
 _RETIRED = ".retired"
 _MOST_KEPT = 1_000
+_OF_RUNS = frozenset({"runs", "letters of failed runs"})
 _OF_MESSAGES = frozenset({"archive", "rows", "doors", "dead letters"})
 
 
 class Deleted(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one call has deleted of one layer. All of it had arrived (panes: ended; runs: started) before `until`, in microseconds since 1970.
+    """What one call has deleted of one layer. All of it had arrived (panes: ended; runs and their letters: started) before `until`, in microseconds since 1970.
 
     `stream`: of what a stream stores. `rows` are counted as often as they were stored.
     """
@@ -94,6 +95,11 @@ class Step(NamedTuple):
 
     act: Literal["retired", "busy", "recorded", "deleted", "done"]
     path: str
+
+
+def of_a_stream(of: Of) -> bool:
+    """Whether it is what a stream stores."""
+    return of not in _OF_RUNS
 
 
 def read_account(state: str) -> Account:
@@ -201,7 +207,7 @@ def delete_steps(state: str, doomed: Sequence[Doomed], *, at: str) -> Iterator[S
 
 def _live(folder: str, group: Sequence[Doomed]) -> list[Doomed]:
     """Those that nobody has merged or deleted since they were doomed, seen while the folder is ours."""
-    if group[0].of == "runs":
+    if group[0].of in _OF_RUNS:
         there = {join(folder, name) for name in list_files(folder)}
     else:
         there = {file.path for file in again(lambda: unreplaced(folder, _replaces(group[0].of)))}
@@ -210,7 +216,7 @@ def _live(folder: str, group: Sequence[Doomed]) -> list[Doomed]:
 
 def _replaces(of: Of) -> Callable[[str], Sequence[str]]:
     """What gives the names of the files that a file replaces."""
-    return _nothing if of == "runs" else replaced_in_archive if of == "archive" else replaces_in_speed
+    return _nothing if of in _OF_RUNS else replaced_in_archive if of == "archive" else replaces_in_speed
 
 
 def _nothing(path: str) -> Sequence[str]:
@@ -222,7 +228,7 @@ def _accounts(doomed: Sequence[Doomed], at: str) -> Iterator[Deleted]:
     for (layer, of), group in groupby(ordered, key=lambda d: (d.layer, d.of)):
         found = list(group)
         rows, size, until = sum(d.rows for d in found), sum(d.bytes for d in found), max(d.until for d in found)
-        yield Deleted(layer, of, rows, len(found), size, until, at, stream=of != "runs")
+        yield Deleted(layer, of, rows, len(found), size, until, at, stream=of_a_stream(of))
 
 
 def _path(state: str) -> str:

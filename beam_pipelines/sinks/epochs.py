@@ -2,6 +2,7 @@
 
     {state}/stream/epochs/000001.json    the first start
     {state}/stream/epochs/000002.json    the next: from now on the first may store nothing more
+    {state}/stream/specs/{hash}.json     what starts run, one file for all that run the same
 
 A start takes the next number by creating its file, which only one of all who try can do. Whoever holds a number looks, before it says that
 something is stored for good, whether a higher one exists (`Fence`). What the older process stored before that lies where the newer one, which
@@ -10,23 +11,45 @@ lists the archive after it took its number, finds it; so between the two no mess
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import create_new, exists, join, list_files, read_bytes
+from beam_pipelines.places import create_new, exists, join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.owners import Process, alive, this_process
 from beam_pipelines.sinks.run import utc_now
+
+if TYPE_CHECKING:
+    from beam_pipelines.spec.load import LoadedSpec
 
 _TRIES = 20
 
 
+class Ran(msgspec.Struct, frozen=True):
+    """What a start runs: its `spec` as it was written, with parameters put in and secrets as references; and the final rows' `columns` as in `LoadedSpec`.
+
+    Fields that the spec leaves out are left out here, so they mean what the version that reads this takes them for.
+    """
+
+    spec: dict[str, Any]
+    columns: dict[str, str | None] = {}
+
+    @classmethod
+    def of(cls, loaded: LoadedSpec) -> Ran:
+        return cls(loaded.spec.model_dump(mode="json", by_alias=True, exclude_unset=True), dict(loaded.columns))
+
+
 class Start(msgspec.Struct, frozen=True):
-    """Who took an epoch, and with which versions of its lookups (of one that was killed nothing else says it). `owner`: None in records of earlier versions."""
+    """Who took an epoch, and with which versions of its lookups (of one that was killed nothing else says it). `owner`: None in records of earlier versions.
+
+    `ran` names the file that holds what it runs (`what_ran`), `versions` those of the programs at work; both are empty in records of earlier versions.
+    """
 
     run_id: str
     started_at: str
@@ -34,6 +57,8 @@ class Start(msgspec.Struct, frozen=True):
     pid: int
     lookups: dict[str, str] = {}
     owner: Process | None = None
+    ran: str = ""
+    versions: dict[str, str] = {}
 
 
 def stream_folder(state: str) -> str:
@@ -46,12 +71,20 @@ def doors_folder(state: str) -> str:
     return join(stream_folder(state), "doors")
 
 
-def take_epoch(state: str, run_id: str, lookups: Mapping[str, str] | None = None) -> int:
-    """The next epoch, now this process's; every earlier one is fenced.
+def take_epoch(
+    state: str,
+    run_id: str,
+    lookups: Mapping[str, str] | None = None,
+    *,
+    ran: Ran | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> int:
+    """The next epoch, now this process's; every earlier one is fenced. What it runs is written down before it is taken.
 
     Raises SinkError where other starts are always quicker, or the state folder refuses.
     """
-    mine = msgspec.json.encode(Start(run_id, utc_now(), socket.gethostname(), os.getpid(), dict(lookups or {}), this_process()))
+    who = Start(run_id, utc_now(), socket.gethostname(), os.getpid(), dict(lookups or {}), this_process())
+    mine = msgspec.json.encode(msgspec.structs.replace(who, ran="" if ran is None else _keep(state, ran), versions=dict(versions or {})))
     for _ in range(_TRIES):
         number = latest_epoch(state) + 1
         if create_new(_path(state, number), mine):
@@ -76,6 +109,12 @@ def newest_start(state: str) -> tuple[int, Start] | None:
     epoch = latest_epoch(state)
     content = read_bytes(_path(state, epoch)) if epoch else None
     return (epoch, msgspec.json.decode(content, type=Start)) if content else None
+
+
+def what_ran(state: str, start: Start) -> Ran | None:
+    """What a start runs; None where nobody has written it down, as versions before this did not."""
+    content = read_bytes(_ran_path(state, start.ran)) if start.ran else None
+    return msgspec.json.decode(content, type=Ran) if content else None
 
 
 def handed_in(state: str, run_id: str) -> str:
@@ -116,6 +155,19 @@ class Fence:
             f"{self.state}: this stream was taken over by a later start ({by}); this process is epoch {self.epoch} and stores nothing more.",
             hint="Nothing is lost: what it had not stored goes to the later one. Run one stream per state folder.",
         )
+
+
+def _keep(state: str, ran: Ran) -> str:
+    """Writes it down, once for all who run the same; gives its name."""
+    content = msgspec.json.encode(ran)
+    name = hashlib.sha256(content).hexdigest()[:16]
+    if not exists(_ran_path(state, name)):
+        write_bytes(_ran_path(state, name), content)
+    return name
+
+
+def _ran_path(state: str, name: str) -> str:
+    return join(stream_folder(state), "specs", f"{name}.json")
 
 
 def _folder(state: str) -> str:

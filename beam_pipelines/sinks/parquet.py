@@ -192,7 +192,7 @@ def _clock(by: Sequence[Partition], event_time: str | None) -> Clock | None:
 class WriteParquet(Write):
     """Stages rows as Parquet files in hive layout; `Commit` makes them visible.
 
-    Takes a PCollection of RecordBatch; gives `Written(files, dead, counts)`: what to commit, rows refused as dead letters, ledger counts.
+    Takes a PCollection of RecordBatch or a stage's result; gives `Written(files, dead, counts)`: what to commit, rows refused as dead letters, ledger counts.
     `label` names the output (and its ledger line), `of` says what it holds. `event_time` and `key` are columns with statistics. `replace`
     overrides the sink's. `masking` masks sensitive columns before anything is written. `table`: what `Commit` loads the files into.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from beam_pipelines.arrow.partition import table_partition
-from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
+from beam_pipelines.arrow.sensitive import for_letters, sensitive_columns, sensitive_panes
 from beam_pipelines.sinks.bigquery_append import AppendDeadLettersToBigQuery, AppendToBigQuery
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.labels import labels_of, text_format
@@ -47,7 +47,7 @@ def letter_publishes_of(spec: PipelineSpec, run: RunInfo) -> list[PublishDeadLet
     """A publishing transform for every sink of dead letters that is a topic."""
     key = partial(resolve_secret, spec.dead_letters.raw_key) if spec.dead_letters.raw_key else None
     return [
-        PublishDeadLetters(sink.pubsub, run=run, contract=spec.contract, raw_key=key, label=label)
+        PublishDeadLetters(sink.pubsub, run=run, contract=for_letters(spec.contract, spec.transform), raw_key=key, label=label)
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
         if sink.from_ == LETTERS and sink.pubsub is not None
     ]
@@ -71,7 +71,9 @@ def letter_appends_of(spec: PipelineSpec, run: RunInfo) -> dict[str, AppendDeadL
     """The same for outputs of dead letters."""
     key = partial(resolve_secret, spec.dead_letters.raw_key) if spec.dead_letters.raw_key else None
     return {
-        label: AppendDeadLettersToBigQuery(sink.bigquery, run=run, contract=spec.contract, raw_key=key, label=label)
+        label: AppendDeadLettersToBigQuery(
+            sink.bigquery, run=run, contract=for_letters(spec.contract, spec.transform), raw_key=key, label=label
+        )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
         if sink.from_ == LETTERS and sink.bigquery is not None
     }
@@ -85,11 +87,12 @@ def published_of(spec: PipelineSpec, run: RunInfo) -> list[Output]:
 def letter_writes_of(spec: PipelineSpec, run: RunInfo) -> list[WriteDeadLetters]:
     """A staging transform for every sink of dead letters; one under the state folder where the spec has none."""
     key = partial(resolve_secret, spec.dead_letters.raw_key) if spec.dead_letters.raw_key else None
+    contract = for_letters(spec.contract, spec.transform)
     found = [
         WriteDeadLetters(
             sink.destination,
             run=run,
-            contract=spec.contract,
+            contract=contract,
             raw_key=key,
             text_format=text_format(sink),
             label=label,
@@ -98,7 +101,7 @@ def letter_writes_of(spec: PipelineSpec, run: RunInfo) -> list[WriteDeadLetters]
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
         if sink.from_ == LETTERS and sink.pubsub is None
     ]
-    return found or [WriteDeadLetters(run=run, contract=spec.contract, raw_key=key)]
+    return found or [WriteDeadLetters(run=run, contract=contract, raw_key=key)]
 
 
 def outputs_of(spec: PipelineSpec, run: RunInfo) -> list[Output]:

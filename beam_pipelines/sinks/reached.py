@@ -28,11 +28,16 @@ class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
     out_ms: int | None = None
 
 
-def starts(state: str) -> dict[int, Reached]:
-    """How far each start has come, by its epoch."""
+def starts(state: str, *, since: int = 0) -> dict[int, Reached]:
+    """How far each start from this epoch on has come, by its epoch."""
     found = {}
     for name in list_files(_folder(state)):
-        if name.endswith(".json") and name[:-5].isdigit() and (content := read_bytes(join(_folder(state), name))):
+        if (
+            name.endswith(".json")
+            and name[:-5].isdigit()
+            and int(name[:-5]) >= since
+            and (content := read_bytes(join(_folder(state), name)))
+        ):
             found[int(name[:-5])] = msgspec.json.decode(content, type=Reached)
     return dict(sorted(found.items()))
 
@@ -43,7 +48,7 @@ def starts_sql(state: str) -> str | None:
         return None
     said = "columns = {watermark_micros: 'BIGINT', began_micros: 'BIGINT', ended: 'BOOLEAN'}"
     files = literal(join(local(_folder(state)), "[0-9]*.json"))
-    return f"SELECT parse_filename(filename, true)::BIGINT AS epoch, * EXCLUDE (filename) FROM read_json({files}, {said}, filename = true)"
+    return f"SELECT parse_filename(filename, true)::BIGINT AS epoch, * EXCLUDE (filename) FROM read_json({files}, {said}, filename = true, hive_partitioning = false)"
 
 
 def begin(state: str, epoch: int) -> Reached:

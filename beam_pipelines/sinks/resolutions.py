@@ -60,6 +60,8 @@ _SQL = {
     **dict.fromkeys(("event_time", "arrival_time", "resolved_at"), "TIMESTAMPTZ"),
 }  # fmt: skip
 _COLUMNS = ", ".join(DEAD_LETTERS.names)
+LETTER_TYPES = tuple((name, _SQL.get(name, "VARCHAR")) for name in DEAD_LETTERS.names)
+"""Names and SQL types of a letter's columns."""
 
 
 def _none(schema: pa.Schema) -> str:
@@ -69,11 +71,18 @@ def _none(schema: pa.Schema) -> str:
 
 NO_LETTERS = _none(DEAD_LETTERS)
 """A SELECT (DEAD_LETTERS) without rows."""
+NO_HISTORY = _none(RESOLVED)
 
 
 def about_sql(*, nested: bool = True) -> str:
     """What a letter of an aggregate or a sink is about: its name. In a text file failures are text, and say nothing."""
     return f"CASE WHEN stage IN ('{AT_AGGREGATE}', '{AT_SINK}') THEN coalesce(failures[1].name, '') ELSE '' END" if nested else "''"
+
+
+def with_failures(letters: str) -> str:
+    """A SELECT of the `letters` of a CSV file, whose `failures` are text, with failures as they were."""
+    fields = '[{"name": "VARCHAR", "column": "VARCHAR", "message": "VARCHAR"}]'
+    return f"SELECT * REPLACE (from_json(failures, {literal(fields)}) AS failures) FROM ({letters})"
 
 
 def new_name(what: str) -> str:
@@ -145,7 +154,7 @@ def history_sql(state: str) -> str:
             f"JOIN ({through}) AS through USING (source, position) LEFT JOIN ({sent}) AS sent USING (source, position) WHERE {_OF_ROWS}"
             for found in _letter_scans(state, outputs)[:1]
         ]  # fmt: skip
-    return " UNION ALL ".join(parts) or _none(RESOLVED)
+    return " UNION ALL ".join(parts) or NO_HISTORY
 
 
 def through_sql(state: str) -> str | None:
@@ -246,7 +255,7 @@ def _files(where: str) -> str | None:
     """`read_parquet(…)` over the files of a folder; None where there are none."""
     if not any(name.endswith(".parquet") for name in list_files(where)):
         return None
-    return f"read_parquet({literal(join(local(where), '*.parquet'))}, union_by_name = true)"
+    return f"read_parquet({literal(join(local(where), '*.parquet'))}, union_by_name = true, hive_partitioning = false)"
 
 
 def _with(letters: pa.Table, values: Mapping[str, object], schema: pa.Schema) -> pa.Table:

@@ -5,6 +5,7 @@
     outputs      what was committed where: rows, files, bytes, partitions
     ledger       per source: read, and by which door each row left
     dead_letters rows by `stage:REASON`;  checks, thresholds: what was judged, what was found
+    kept_letters of a batch that failed: where its letters are
 
 `schema_version` rises when a field changes its meaning or goes; new fields may come without it, so readers ignore what they do not know.
 """
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from beam_pipelines.arrow.ranges import show_instant
-from beam_pipelines.errors import RunError
+from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.places import join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.ledger import Ledger, Line
 from beam_pipelines.sinks.run import RunInfo
@@ -93,6 +94,18 @@ class ThresholdResult:
 
 
 @dataclass(frozen=True)
+class KeptLetters:
+    """Dead letters of a run that failed, which are in no output: `rows` in `files` below `folder`. They go with those of older runs (see `failed_letters`)."""
+
+    output: str
+    folder: str
+    format: Literal["parquet", "csv", "jsonl"]
+    files: tuple[str, ...]
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class RunResults:
     """Everything a run says about itself."""
 
@@ -106,6 +119,7 @@ class RunResults:
     failing_rows: Mapping[str, int] = field(default_factory=dict)
     checks: tuple[CheckResult, ...] = ()
     thresholds: tuple[ThresholdResult, ...] = ()
+    kept_letters: KeptLetters | None = None
     schema_version: int = VERSION
 
 
@@ -146,6 +160,17 @@ def find_run(state: str, run_id: str) -> RunResults | None:
     """The record of a run, or None if it has not ended."""
     content = read_bytes(record_path(state, run_id))
     return None if content is None else from_json(content)
+
+
+def expect_id(state: str, run_id: str | None, *, mode: str) -> None:
+    """Raises SpecError where a run of another kind, or a stream, has left its record under this id: its record would go, or a batch would be taken for done."""
+    found = find_run(state, run_id) if run_id is not None else None
+    if found is not None and (mode == "stream" or found.metadata.mode != mode):
+        about = found.metadata
+        raise SpecError(
+            f"--run-id {run_id}: is taken by a {about.mode} run that began {about.started_at} ({record_path(state, about.run_id)}).",
+            hint="Choose another, or leave it out: each start then has its own. Only a batch may be run again under its id.",
+        )
 
 
 def list_runs(state: str) -> list[RunResults]:

@@ -12,7 +12,7 @@ duplicates, a session that has grown. So panes of earlier starts end when a late
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from beam_pipelines.arrow.doors import FILTERED
@@ -22,7 +22,7 @@ from beam_pipelines.places import holds, join, list_files, local
 from beam_pipelines.sinks.epochs import doors_folder, latest_epoch
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.reached import starts, starts_sql
-from beam_pipelines.sinks.views import NOTHING
+from beam_pipelines.sinks.views import NOTHING, read_hive
 
 AT_AGGREGATE = "aggregate"
 """The stage of dead letters that concern an aggregate, not the row."""
@@ -172,7 +172,7 @@ def same_columns(folder: str) -> str:
 
 
 def scan(folder: str, *, alike: bool = False) -> str | None:
-    """`read_parquet(…)` over all files below `folder` at the time it runs; None where there are none now. `alike`: they have the same columns.
+    """A relation over all files below `folder` at the time it runs; None where there are none now. `alike`: they have the same columns.
 
     Compaction may be at work: files that others replace are read too, and readers take each row once. A file is deleted a minute after it was
     replaced, so a list of files is good for a minute.
@@ -180,21 +180,16 @@ def scan(folder: str, *, alike: bool = False) -> str | None:
     place, columns = local(folder).rstrip("/"), read_columns(folder)
     if not holds(folder, ".parquet"):
         return None
-    joined = "" if alike else "union_by_name = true, "
+    joined = "" if alike else ", union_by_name = true"
     below = "*/" * len(columns) if alike and _all_lie(folder, len(columns)) else "**/"
-    return f"read_parquet({literal(f'{place}/{below}*.parquet')}, {joined}{_hive(columns)})"
+    return read_hive(f"{literal(f'{place}/{below}*.parquet')}{joined}", folder, columns)
 
 
 def _these(folder: str, paths: Sequence[str]) -> str:
     """`scan` of these files below `folder`, which have the same columns; "" of none."""
     if not paths:
         return ""
-    return f"read_parquet([{', '.join(map(literal, map(local, paths)))}], {_hive(read_columns(folder))})"
-
-
-def _hive(columns: Mapping[str, str]) -> str:
-    types = ", ".join(f"{literal(name)}: {kind}" for name, kind in columns.items())
-    return f"hive_partitioning = {f'true, hive_types = {{{types}}}' if types else 'false'}"
+    return read_hive(f"[{', '.join(map(literal, map(local, paths)))}]", folder, read_columns(folder))
 
 
 def folders_in_use(folder: str) -> list[str] | None:

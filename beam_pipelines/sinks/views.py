@@ -35,12 +35,32 @@ def _scan(snapshot: Snapshot) -> str:
     types = dict(snapshot.schema)
     if snapshot.format == "parquet":
         hive = {p: types[p] for p in snapshot.partitions if p in types}
-        options = f", hive_partitioning = true, hive_types = {_struct(hive)}" if hive else ", hive_partitioning = false"
         joined = "" if snapshot.alike else ", union_by_name = true"  # which opens every file to learn its columns
-        return f"read_parquet({files}{joined}{options})"
+        return read_hive(files + joined, snapshot.folder, hive)
     if snapshot.format == "csv":
-        return f"read_csv({files}, header = true, delim = ',', quote = '\"', escape = '\"', auto_detect = false, allow_quoted_nulls = false, columns = {_struct(_texts(types), quoted=True)})"
-    return f"read_json({files}, format = 'newline_delimited', columns = {_struct(_bytes_as_text(types), quoted=True)})"
+        return f"read_csv({files}, header = true, delim = ',', quote = '\"', escape = '\"', auto_detect = false, allow_quoted_nulls = false, hive_partitioning = false, columns = {_struct(_texts(types), quoted=True)})"
+    return f"read_json({files}, format = 'newline_delimited', hive_partitioning = false, columns = {_struct(_bytes_as_text(types), quoted=True)})"
+
+
+def read_hive(files: str, folder: str, partitions: Mapping[str, str]) -> str:
+    """`read_parquet(files)`, and as columns the `partitions`, name and SQL type, that the folders below `folder` stand for.
+
+    DuckDB takes every `name=value` of a path for a column, which then hides that of the files. So where `folder` itself lies below such a one, partitions
+    are taken from the files' names, which costs looking into all of them.
+    """
+    if not partitions:
+        return f"read_parquet({files}, hive_partitioning = false)"
+    if not any("=" in name for name in local(folder).split("/")):
+        return f"read_parquet({files}, hive_partitioning = true, hive_types = {_struct(partitions)})"
+    own = f"COLUMNS(lambda c: c NOT IN ({', '.join(map(_text, ('$path', *partitions)))}))"
+    said = ", ".join(f"{_said(name)}::{kind} AS {_name(name)}" for name, kind in partitions.items())
+    return f"(SELECT {own}, {said} FROM read_parquet({files}, hive_partitioning = false, filename = '$path'))"
+
+
+def _said(partition: str) -> str:
+    """What the last folder of this name says."""
+    last = _text(rf".*/\Q{partition}\E=([^/]*)/")
+    return f"nullif(url_decode(regexp_extract(\"$path\", {last}, 1)), '__HIVE_DEFAULT_PARTITION__')"
 
 
 def _value(name: str, kind: str) -> str:

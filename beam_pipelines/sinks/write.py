@@ -21,6 +21,7 @@ from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.program import row_json
 from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.errors import SpecError
 from beam_pipelines.sinks.bigquery_limits import limits
 from beam_pipelines.sinks.bigquery_schema import Field
 from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused
@@ -52,7 +53,13 @@ class Masking:
 
 
 class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Stages an output's rows; the base of the file sinks."""
+    """Stages an output's rows; the base of the file sinks.
+
+    Takes a PCollection of RecordBatches, or a stage's result: then the dead letters and counts of the stages before come with its own, so that
+    `counts` is all that `Commit` must know. Files lie in a folder `.staging` until `Commit` moves them.
+
+    Raises SpecError for an unbounded PCollection: it has no end at which to commit.
+    """
 
     def __init__(
         self, output: Output, *, layout: Layout, encoder: Encoder, masking: Masking | None = None, event_time: str | None = None
@@ -61,10 +68,25 @@ class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         self.output = output
         self.writing = Writing(output, layout, encoder, masking, event_time)
 
-    def expand(self, rows: beam.PCollection) -> Written:
+    def expand(self, given: Any) -> Written:
+        rows, *before = (given,) if isinstance(given, beam.PCollection) else given if isinstance(given, tuple) else (None,)
+        if not isinstance(rows, beam.PCollection):
+            raise SpecError(
+                f"{type(self).__name__} '{self.output.name}': got {type(given).__name__}; expected a PCollection of RecordBatches or a stage's result."
+            )
+        if not rows.is_bounded:
+            raise SpecError(
+                f"{type(self).__name__} '{self.output.name}': the rows have no end, and files become visible when a run has ended; "
+                "expected a bounded PCollection.",
+                hint="`beam-pipelines run SPEC --mode stream` writes files of a stream; in a job of your own write ToRows() with a sink of Beam's.",
+            )
         done = rows | "Stage" >> beam.ParDo(StageFiles(self.writing)).with_outputs(DEAD, COUNTS, main=FILE)
         done.dead.element_type = pa.RecordBatch
-        return Written(done[FILE], done[DEAD], done[COUNTS])
+        return Written(done[FILE], _all([*before[:-1], done[DEAD]], "Dead"), _all([*before[-1:], done[COUNTS]], "Counts"))
+
+
+def _all(collections: Sequence[beam.PCollection], label: str) -> beam.PCollection:
+    return collections[0] if len(collections) == 1 else tuple(collections) | f"All{label}" >> beam.Flatten()
 
 
 @dataclass(frozen=True)

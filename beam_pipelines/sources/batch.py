@@ -14,18 +14,20 @@ from beam_pipelines.formats.reader import Broken
 from beam_pipelines.sources.archive import ReadArchive, file_pieces, hour_folders, raw_pieces, written_files
 from beam_pipelines.sources.bigquery import ReadBigQuery, first_pieces
 from beam_pipelines.sources.bigquery_range import Near
+from beam_pipelines.sources.database import ReadDatabase
+from beam_pipelines.sources.database import first_pieces as first_database_pieces
 from beam_pipelines.sources.files import ReadFiles, ReadRows, file_ranges, read_range
-from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQuerySource, FileSource
+from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQuerySource, DatabaseSource, FileSource
 
 
 def read_batch(
     pipeline: beam.Pipeline, sources: Sequence[BatchSource], contract: Contract, *, key: Key | None = None, since: int | None = None,
     only: Collection[str] | None = None, run_id: str = "", near: Near | None = None,
 ) -> ReadRows:  # fmt: skip
-    """Adds what reads `sources` to `pipeline`: `ReadFiles` if there are files, `ReadArchive` if there are archives, `ReadBigQuery` if there are tables.
+    """Adds what reads `sources` to `pipeline`: `ReadFiles` if there are files, `ReadArchive` if there are archives, `ReadBigQuery` and `ReadDatabase` if there are tables.
 
     `key` gives, on the worker, the key of sealed messages. Of archives, hours before the arrival `since` (microseconds) are not read, of files all but
-    `only`, where it is given; of BigQuery, by the run `run_id`, only rows that are `near`, where that is known. Raises SourceError where a source has nothing to read.
+    `only`, where it is given; of tables (BigQuery's by the run `run_id`), only rows that are `near`, where that is known. Raises SourceError where a source has nothing to read.
     """
     parts: list[ReadRows] = []
     if any(isinstance(source, FileSource) for source in sources):
@@ -34,6 +36,8 @@ def read_batch(
         parts.append(pipeline | ReadArchive(sources, key=key, since=since))
     if any(isinstance(source, BigQuerySource) for source in sources):
         parts.append(pipeline | ReadBigQuery(sources, contract, run_id=run_id, near=near))
+    if any(isinstance(source, DatabaseSource) for source in sources):
+        parts.append(pipeline | ReadDatabase(sources, contract, near=near))
     if len(parts) == 1:
         return parts[0]  # a Flatten would have its input stored between two stages
     return ReadRows(
@@ -53,6 +57,9 @@ def read_pieces(source: BatchSource, contract: Contract, *, key: Key | None = No
     if isinstance(source, BigQuerySource):
         yield from first_pieces(source, contract, job=f"look-{uuid.uuid4().hex}")
         return
+    if isinstance(source, DatabaseSource):
+        yield from first_database_pieces(source, contract)
+        return
     for part in file_ranges(source, contract):
-        for piece in read_range(part, source, contract):
+        for piece in read_range(part, source, contract, at_once=True):
             yield part.path, piece

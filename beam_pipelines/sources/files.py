@@ -20,7 +20,7 @@ from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import POSITION, PROVENANCE, RAW, Failure, Rejected, dead_letters, of_source, provenance
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SourceError
-from beam_pipelines.formats.compression import codec_of, decompress
+from beam_pipelines.formats.compression import codec_of, decompress, sound_bytes
 from beam_pipelines.formats.reader import Broken, Limits
 from beam_pipelines.formats.registry import reader
 from beam_pipelines.places import gcs, open_read
@@ -104,12 +104,16 @@ class _ReadRange(beam.DoFn):  # type: ignore[misc]
             yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.path, "dead", f"read:{reason}", letters))
 
 
-def read_range(part: FileRange, source: FileSource, contract: Contract) -> Iterator[pa.RecordBatch | Broken]:
-    """The raw batches of one range, with provenance; what cannot be read as Broken. Never raises for the file's sake."""
+def read_range(part: FileRange, source: FileSource, contract: Contract, *, at_once: bool = False) -> Iterator[pa.RecordBatch | Broken]:
+    """The raw batches of one range, with provenance; what cannot be read as Broken. Never raises for the file's sake.
+
+    No record comes of a gzip member or zstd frame that its checksum does not fit, unless they are wanted `at_once`: then a compressed file is
+    read once, not twice, and what is wrong in it is told behind the wrong records.
+    """
     limits = Limits(max_record_bytes=source.max_record_bytes, block_bytes=source.block_bytes)
     position = part.start
     try:
-        with _open(part, source) as stream:
+        with _open(part, source, at_once) as stream:
             for piece in reader(source.format, contract).read(
                 stream, start=part.start, end=None if part.end < 0 else part.end, limits=limits
             ):
@@ -169,7 +173,7 @@ class FileVersion(NamedTuple):
 
 
 def list_files(patterns: Sequence[str]) -> list[tuple[str, int]]:
-    """Path and size of every file that a pattern matches: a path, a glob, or a directory (its files, not hidden ones).
+    """Path and size of every file that a pattern matches: a path, a glob, or a directory (its files, not those with hidden names or in folders with such).
 
     Raises SourceError where a pattern matches nothing.
     """
@@ -203,8 +207,7 @@ def _match(pattern: str) -> Iterable[tuple[str, FileVersion]]:
     except Exception as error:  # Beam wraps every filesystem's errors in its own classes
         raise SourceError(f"sources: {pattern}: cannot be listed: {error}") from error
     for metadata in results[0].metadata_list:
-        name = metadata.path.rsplit("/", 1)[-1]
-        if not (directory and name.startswith((".", "_"))):
+        if not (directory and _hidden(metadata.path, glob)):
             yield metadata.path, FileVersion(metadata.size_in_bytes, metadata.last_updated_in_seconds or 0.0)
 
 
@@ -214,20 +217,33 @@ def _match_in_cloud(glob: str, directory: bool) -> Iterator[tuple[str, FileVersi
     except OSError as error:
         raise SourceError(f"sources: {glob}: cannot be listed: {error}.", hint=advice(error)) from error
     for listed in found:
-        name = listed.path.rsplit("/", 1)[-1]
-        if name and not (directory and name.startswith((".", "_"))):
+        if not listed.path.endswith("/") and not (directory and _hidden(listed.path, glob)):
             yield listed.path, FileVersion(listed.size, listed.updated)
 
 
-def _open(part: FileRange, source: FileSource) -> BinaryIO:
-    stream: BinaryIO
-    if part.path.startswith(gcs.SCHEME):
-        stream = open_read(part.path)
-    elif "://" in part.path:
-        stream = FileSystems.open(part.path, compression_type=CompressionTypes.UNCOMPRESSED)
-    else:
-        stream = open(part.path, "rb", buffering=0)  # noqa: SIM115  (the caller closes it)
+def _hidden(path: str, glob: str) -> bool:
+    """Whether a file that `glob` (`folder/**`) names, or a folder between, has a hidden name. `_name=value` is a partition and none."""
+    below = path[len(glob) - 2 :].split("/")
+    return any(name.startswith(".") or (name.startswith("_") and "=" not in name) for name in below)
+
+
+def _open(part: FileRange, source: FileSource, at_once: bool) -> BinaryIO:
     codec = codec_of(part.path, source.compression)
     if codec is None:
+        return _open_raw(part.path)
+    bounds = {"max_expansion": source.max_expansion, "compressed_size": part.size}
+    sound = None
+    if not at_once:
+        with _open_raw(part.path) as looked_at:
+            sound = sound_bytes(looked_at, codec, **bounds)
+    return decompress(_open_raw(part.path), codec, sound=sound, **bounds)
+
+
+def _open_raw(path: str) -> BinaryIO:
+    stream: BinaryIO
+    if path.startswith(gcs.SCHEME):
+        return open_read(path)
+    if "://" in path:
+        stream = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return stream
-    return decompress(stream, codec, max_expansion=source.max_expansion, compressed_size=part.size)
+    return open(path, "rb", buffering=0)

@@ -26,6 +26,7 @@ from beam_pipelines.arrow.enrich import LookupTable, lookup_table
 from beam_pipelines.errors import RunError, SourceError, SpecError
 from beam_pipelines.formats.compression import codec_of, decompress
 from beam_pipelines.formats.options import CsvFormat, Format
+from beam_pipelines.formats.reader import DamagedStream
 from beam_pipelines.places import open_read
 from beam_pipelines.sources.bigquery_session import changed, read_table
 from beam_pipelines.sources.files import list_files, list_versions
@@ -130,6 +131,8 @@ def _read(path: str, size: int, fmt: Format, name: str) -> pa.Table:
             return _READERS[fmt.type](stream, fmt)
     except OSError as error:
         raise SourceError(f"lookup '{name}': {path}: cannot be read: {error}") from error
+    except DamagedStream as error:
+        raise RunError(f"lookup '{name}': {path}: {error}.", hint="A lookup is read whole or not at all: repair the file.") from error
     except (pa.ArrowException, ValueError) as error:
         raise RunError(
             f"lookup '{name}': {path}: is no valid {fmt.type} file: {error}", hint="A lookup is read whole or not at all."

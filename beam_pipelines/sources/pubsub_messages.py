@@ -8,7 +8,6 @@ old arrival. What is not well said, or of another subscription, is a message lik
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,15 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipelines.arrow.message_positions import DECIMAL, POSITION_BITS, Micros, message_positions
 from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, UTC_MICROS, provenance
 
-Micros = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_LEAST_WHOLE_ID = 2**40
-_POSITION_BITS = 2**63 - 1
-_ID_BITS = 11
-_DECIMAL = "^(0|[1-9][0-9]{0,18})$"
 _DIGITS = "^[0-9]{1,19}$"
 _ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.]\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
 _ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
@@ -133,28 +128,6 @@ def _fields(received: Sequence[Any]) -> tuple[list[str], Parts]:
     return ack_ids, Parts(raw, ids, orders, published, keys, values, ends)
 
 
-def message_positions(ids: pa.Array, publish_micros: Micros) -> Micros:
-    """Positions >= 0, a pure function of message id and publish time: a redelivered message keeps both, and so its position.
-
-    An id of the real service, decimal and at least 2**40, is the position itself. Smaller ones come from brokers that count from 1
-    again after a restart: publish time in microseconds, shifted, and the id's last 11 bits (2,048 messages of one microsecond). Any
-    other id: 63 bits of a hash over publish time and id.
-    """
-    decimal = pc.match_substring_regex(ids, _DECIMAL)
-    numbers = pc.if_else(decimal, ids, "0").cast(pa.uint64()).to_numpy()
-    small = (publish_micros.astype(np.uint64) << np.uint64(_ID_BITS)) | (numbers & np.uint64(2**_ID_BITS - 1))
-    positions = np.where(numbers >= _LEAST_WHOLE_ID, numbers, small & np.uint64(_POSITION_BITS))
-    for row in np.flatnonzero(~decimal.to_numpy(zero_copy_only=False) | (numbers > _POSITION_BITS)).tolist():
-        positions[row] = _hashed(ids[row].as_py(), int(publish_micros[row]))  # ids that are no numbers: not those of the service
-    signed: Micros = positions.astype(np.int64)
-    return signed
-
-
-def _hashed(message_id: str, publish_micros: int) -> int:
-    digest = hashlib.blake2b(f"{publish_micros}:{message_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") & _POSITION_BITS
-
-
 class SentAgain(NamedTuple):
     """Numbers of the rows that are messages sent again, with the positions and arrivals (microseconds) they had."""
 
@@ -177,7 +150,7 @@ def sent_again(attributes: pa.MapArray, source: str, publish_micros: Micros, *, 
     if not pc.any(pc.equal(attributes.keys, AS_SOURCE), min_count=0).as_py():
         return None
     named = pc.fill_null(pc.equal(attribute_of(attributes, AS_SOURCE), source), False).to_numpy(zero_copy_only=False)
-    positions, counted = _whole_numbers(attribute_of(attributes, AS_POSITION), _POSITION_BITS)
+    positions, counted = _whole_numbers(attribute_of(attributes, AS_POSITION), POSITION_BITS)
     arrived, timed = _whole_numbers(attribute_of(attributes, AS_ARRIVAL), _EPOCHS[-1][0] - 1)
     known = named & counted & timed
     if latest_is_publish:
@@ -188,7 +161,7 @@ def sent_again(attributes: pa.MapArray, source: str, publish_micros: Micros, *, 
 
 def _whole_numbers(texts: pa.Array, most: int) -> tuple[Micros, Mask]:
     """The numbers that the texts are, and which of them are one of 0 to `most`."""
-    digits = pc.fill_null(pc.match_substring_regex(texts, _DECIMAL), False)
+    digits = pc.fill_null(pc.match_substring_regex(texts, DECIMAL), False)
     numbers = pc.if_else(digits, texts, "0").cast(pa.uint64()).to_numpy()
     found: Mask = digits.to_numpy(zero_copy_only=False) & (numbers <= most)
     return np.where(found, numbers, 0).astype(np.int64), found

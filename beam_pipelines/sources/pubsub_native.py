@@ -9,7 +9,6 @@ puller, no leases, no archive before the acknowledgement. The archive is a Cloud
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import apache_beam as beam
@@ -19,6 +18,7 @@ from apache_beam.transforms.window import GlobalWindow, WindowedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines import metrics
+from beam_pipelines.arrow.message_positions import micros_of
 from beam_pipelines.arrow.schema import as_archived, of_source
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SpecError
@@ -26,7 +26,6 @@ from beam_pipelines.sources.pubsub_messages import Parts, arrivals
 from beam_pipelines.spec.sources import PubsubSource
 
 _MOST_ROWS, _MOST_BYTES = 20_000, 16 << 20  # of a batch
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ReadPubsubNative(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -91,7 +90,7 @@ class _Gather(beam.DoFn):  # type: ignore[misc]
         parts.raw.append(data)
         parts.ids.append(message.message_id or "")
         parts.orders.append(message.ordering_key or None)
-        parts.published.append(micros if message.publish_time is None else _micros(message.publish_time))
+        parts.published.append(micros if message.publish_time is None else micros_of(message.publish_time))
         for key, value in (message.attributes or {}).items():
             parts.keys.append(key)
             parts.values.append(value)
@@ -107,9 +106,3 @@ class _Gather(beam.DoFn):  # type: ignore[misc]
         stamp = max(int(arrivals(known.rows).min()), self._oldest)
         self._begin()
         return WindowedValue(as_archived(of_source(known.rows, self._number)), Timestamp(micros=stamp), [GlobalWindow()])
-
-
-def _micros(moment: Any) -> int:
-    """Microseconds since 1970 of a publish time, which is a datetime."""
-    since: timedelta = moment - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

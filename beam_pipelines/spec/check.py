@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from beam_pipelines.arrow.expressions import family
+from beam_pipelines.arrow.sensitive import sensitive_columns
 from beam_pipelines.arrow.types import parse_type
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.errors import SpecError, nearest
@@ -18,8 +19,8 @@ from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
-from beam_pipelines.spec.secrets import absent_here, check_reference, secrets_of
-from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, BigQuerySource
+from beam_pipelines.spec.secrets import absent_here, check_reference, passwords_of, secrets_of
+from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, BigQuerySource, DatabaseSource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
 
@@ -74,7 +75,7 @@ def _check_names(spec: PipelineSpec, document: Document) -> None:
 def _check_sources(spec: PipelineSpec, document: Document, columns: dict[str, str | None]) -> None:
     for i, source in enumerate(spec.sources.batch):
         at: Path = ("sources", "batch", i)
-        if isinstance(source, BigQuerySource):
+        if isinstance(source, BigQuerySource | DatabaseSource):
             _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=False)
             continue
         archive = isinstance(source, ArchiveSource)
@@ -253,14 +254,36 @@ def _notes_of_secrets(spec: PipelineSpec) -> list[str]:
     return notes
 
 
-def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
+def _notes_of_functions(spec: PipelineSpec) -> list[str]:
+    """Columns of functions that are masked because the functions see sensitive ones."""
     notes = []
+    for number, step in enumerate(spec.transform):
+        if step.apply is None:
+            continue
+        seen, after = (sensitive_columns(spec.contract, spec.transform[:to]) for to in (number, number + 1))
+        masked = {
+            name: after[name] for name in step.apply.columns if name in after and name not in step.apply.sensitive and name not in seen
+        }
+        if masked:
+            shown = ", ".join(f"{name} ({how})" for name, how in masked.items())
+            says = f"transform[{number}].apply: the function sees sensitive columns ({', '.join(seen)}), so what it makes is masked too: {shown};"
+            notes.append(f"{says} `sensitive: {{{next(iter(masked))}: none}}` in the step says that it shows nothing of them.")
+    return notes
+
+
+def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
+    notes = [
+        f"{place}: {ref}: {why}; a run on this machine would stop before it starts."
+        for place, ref in passwords_of(spec).items()
+        if (why := absent_here(ref)) is not None
+    ]
     sensitive = spec.contract.sensitive
     if sensitive:
         key = spec.dead_letters.raw_key
         kept = f"stored encrypted under {key}" if key else "left out (set dead_letters.raw_key to keep them encrypted)"
         notes += _notes_of_secrets(spec)
         notes.append(f"The contract has sensitive columns ({', '.join(sensitive)}): raw bytes of dead letters are {kept}.")
+    notes += _notes_of_functions(spec)
     if sensitive and spec.contract.unknown_columns == "keep":
         notes.append("unknown_columns: keep writes values the contract does not name into _unknown, as they are: none of them is masked.")
     dropped = [n for n in spec.contract.key if sensitive.get(n) in ("drop", "redact")]

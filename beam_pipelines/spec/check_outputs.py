@@ -72,6 +72,9 @@ def _check_time(scope: Scope, path: Path, spec: AggregateSpec, pipeline: Pipelin
         kind = {**PROVENANCE, **scope.columns}[column]
         if kind is not None and family(kind) != "date":
             document.problem(at, f"column {column!r} has type {kind}; expected TIMESTAMP or DATE to cut windows by")
+        elif pipeline.sources.stream and pipeline.deduplicate is not None and column not in (pipeline.contract.event_time, *PROVENANCE):
+            known = f"contract.event_time ({pipeline.contract.event_time!r})" if pipeline.contract.event_time else "'_arrival_time'"
+            document.problem(at, f"a stream that deduplicates takes rows back by their event time alone; got {column!r}, expected {known}")
 
 
 def _measure_type(scope: Scope, path: Path, text: str) -> str | None:

@@ -72,6 +72,7 @@ class PipelineSpec(Model):
     def hmac_reference(self) -> str | None:
         """The secret reference that masking needs: None where no column is `sensitive: hmac`. Without a key workers fail: nothing is
         ever written unmasked."""
-        if "hmac" not in self.contract.sensitive.values():
+        applied = {how for step in self.transform if step.apply is not None for how in step.apply.sensitive.values()}
+        if "hmac" not in applied.union(self.contract.sensitive.values()):
             return None
         return self.hmac_key or DEFAULT_HMAC_KEY

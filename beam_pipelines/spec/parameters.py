@@ -226,6 +226,9 @@ def resolve_paths(document: Document, directory: str) -> None:
                 return resolve_path(value, directory)
             if path in (("hmac_key",), ("dead_letters", "raw_key")) and value.startswith("file:"):
                 return "file:" + resolve_path(value.removeprefix("file:"), directory)
+            if path[:2] == ("sources", "batch") and path[3:] in (("database",), ("password",)):
+                scheme = "sqlite:///" if path[3] == "database" else "file:"
+                return scheme + resolve_path(value.removeprefix(scheme), directory) if value.startswith(scheme) else value
             return value
         if isinstance(value, tuple):
             return tuple(at(item, (*path, i)) for i, item in enumerate(value))

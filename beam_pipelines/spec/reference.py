@@ -21,6 +21,7 @@ _SECTIONS = {
     "FileSource": "sources.batch[]: files",
     "ArchiveSource": "sources.batch[]: archive",
     "BigQuerySource": "sources.batch[]: bigquery",
+    "DatabaseSource": "sources.batch[]: database",
     "PubsubSource": "sources.stream[]",
     "Arrival": "sources.*[].arrival",
     "LookupSource": "lookups.NAME",
@@ -77,6 +78,10 @@ sinks:
     "ArchiveSource": """sources:
   batch:  [{archive: lake/archive, format: json, arrival: {attribute: departed_at}}]
   stream: [{pubsub: projects/p/subscriptions/flights, format: json, arrival: {attribute: departed_at}}]""",
+    "DatabaseSource": """sources:
+  batch:
+    - {database: "postgresql://reader@db.example:5432/shop", table: public.orders, where: "status <> 'draft'", password: "env:SHOP_PASSWORD"}
+    - {database: "sqlite:///shop.db", query: "SELECT * FROM orders JOIN customers USING (customer_id)", row_id: order_id}""",
     "LookupSource": "lookups:\n  airports: {files: airports.csv, format: csv, key: faa, columns: {lat: float64}, refresh: 1h}",
     "TransformStep": """transform:
   - filter: "dep_time IS NOT NULL"

@@ -78,6 +78,12 @@ def secrets_of(spec: PipelineSpec) -> dict[str, str]:
     return {place: ref for place, ref in named.items() if ref is not None}
 
 
+def passwords_of(spec: PipelineSpec) -> dict[str, str]:
+    """The references of the passwords with which a batch reads databases, by the place in the spec that names each."""
+    found = {f"sources.batch[{n}].password": getattr(source, "password", None) for n, source in enumerate(spec.sources.batch)}
+    return {place: ref for place, ref in found.items() if ref is not None}
+
+
 def expect_keys(spec: PipelineSpec) -> None:
     """Raises SpecError where a key is missing, or is none, that the archive, dead letters or masked columns need; TransientError where a service did not answer."""
     raw_key = expect_secrets(secrets_of(spec)).get("dead_letters.raw_key")

@@ -6,12 +6,14 @@ import hashlib
 import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from beam_pipelines.arrow.durations import Micros
 from beam_pipelines.arrow.model import Model
 from beam_pipelines.formats.options import Format, ParquetFormat
+from beam_pipelines.spec.secrets import check_reference
 
 
 class Arrival(Model):
@@ -145,17 +147,131 @@ class BigQuerySource(BigQueryTable):
         return self
 
 
+_NAMED_DATABASE = "postgresql://USER@HOST:PORT/DATABASE or sqlite:///PATH"
+_SQLITE = "sqlite:///"
+_PASSWORDED = re.compile(r"://[^/?#@]*:(?!\d+(?:/|$)).*@")  # also one with characters that should have been escaped
+_SECRETS = frozenset({"password", "sslpassword", "passwd", "pwd"})
+
+
+class DatabaseSource(Model):
+    """A table of PostgreSQL or SQLite, or the answer of a query, read as Arrow by ADBC; needs `beam-pipelines[databases]`."""
+
+    database: str = Field(
+        description="`postgresql://USER@HOST:PORT/DATABASE`, with libpq's parameters behind a `?`, or `sqlite:///PATH`. Never with a password."
+    )
+    table: str | None = Field(None, description='The table, as SQL writes it: `orders`, `public.orders`, `"Orders"`; or `query`.')
+    query: str | None = Field(None, description="One SELECT, whose answer is read; needs `row_id`.")
+    columns: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="The columns that are read; default: all, or where the contract drops unknown columns, those it names.",
+    )
+    where: str | None = Field(None, description="A condition of the table's columns, in the database's SQL: other rows are not read.")
+    row_id: str | None = Field(
+        None,
+        description="An integer column that is different in every row: rows then keep their identity from run to run, by which a run over a range finds duplicates elsewhere.",
+    )
+    max_splits: int = Field(8, ge=1, le=256, description="How many workers may read a PostgreSQL table at once; each has a connection.")
+    password: str | None = Field(
+        None, description="The password as a secret reference; default: PGPASSWORD or a password file where the workers run, as libpq does."
+    )
+    arrival: Arrival | None = Field(None, description="When a row arrived, by a column; default: unknown, which is on time.")
+
+    @field_validator("database")
+    @classmethod
+    def _located(cls, database: str) -> str:
+        """The text is never repeated: it may hold a password."""
+        if database.startswith(_SQLITE):
+            if not database.removeprefix(_SQLITE).strip("/ "):
+                raise ValueError(f"names no file; expected {_NAMED_DATABASE}")
+            return database
+        try:
+            url = urlsplit(database)
+            secret = (
+                url.password is not None
+                or _PASSWORDED.search(database) is not None
+                or bool(_SECRETS & {key.lower() for key, _ in parse_qsl(url.query, keep_blank_values=True)})
+            )
+            located = (
+                url.scheme in ("postgresql", "postgres") and url.path.strip("/") != "" and "/" not in url.path[1:] and not url.fragment
+            )
+        except ValueError:
+            secret, located = _PASSWORDED.search(database) is not None, False
+        if secret:
+            raise ValueError(
+                "holds a password; take it out, and write password: env:NAME (or file:/path, gcp:projects/…), or set PGPASSWORD where the workers run"
+            )
+        if not located or "@" in url.netloc.rpartition("@")[0]:
+            raise ValueError(f"is no URL of a database; expected {_NAMED_DATABASE}")
+        return database
+
+    @field_validator("password")
+    @classmethod
+    def _referred(cls, password: str | None) -> str | None:
+        problem = check_reference(password) if password is not None else None
+        if problem is not None:
+            raise ValueError(problem)
+        return password
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.table is None) == (self.query is None):
+            raise ValueError("a database source needs exactly one of 'table' and 'query'")
+        for name in ("table", "query", "where"):
+            if (given := getattr(self, name)) is not None and not given.strip():
+                raise ValueError(f"{name} is empty")
+        for name in ("where", "columns"):
+            if self.query is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name!r} is for a table; write it into the query")
+        if self.query is not None and self.row_id is None:
+            raise ValueError("a query needs 'row_id': an integer column of its answer that is different in every row")
+        if self.columns is not None and self.row_id is not None and self.row_id not in self.columns:
+            raise ValueError(f"row_id {self.row_id!r} is not among 'columns'; add it")
+        if self.sqlite is not None and self.password is not None:
+            raise ValueError("'password' is for a server; SQLite has none")
+        return self
+
+    @property
+    def sqlite(self) -> str | None:
+        """The file, where it is SQLite."""
+        return self.database.removeprefix(_SQLITE) if self.database.startswith(_SQLITE) else None
+
+    @property
+    def place(self) -> str:
+        """Where the database is: HOST:PORT/DATABASE without the user, or the file."""
+        if self.sqlite is not None:
+            return self.sqlite
+        url = urlsplit(self.database)
+        return f"{url.netloc.rpartition('@')[2]}{url.path}".lstrip("/")
+
+    @property
+    def name(self) -> str:
+        """What people call it: the table, or a short hash of the query, in its database."""
+        what = self.table if self.query is None else f"query-{hashlib.sha256(self.query.encode()).hexdigest()[:12]}"
+        return f"{self.place}/{what}"
+
+    @property
+    def format(self) -> Format:
+        """Columns have types of their own, as in Parquet."""
+        return ParquetFormat()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """No files."""
+        return ()
+
+
 def _kind(source: Any) -> str:
-    """Which model a source is meant to be: an archive or a table of BigQuery where a key says so, or nearly, and none says `files`."""
+    """Which model a source is meant to be: an archive, a table of BigQuery or of a database where a key says so, or nearly, and none says `files`."""
     if isinstance(source, dict) and "files" not in source:
         keys = [str(key) for key in source]
-        for word, kind in (("archive", ArchiveSource), ("bigquery", BigQuerySource)):
+        for word, kind in (("archive", ArchiveSource), ("database", DatabaseSource), ("bigquery", BigQuerySource)):
             if get_close_matches(word, keys, n=1, cutoff=0.75):
                 return kind.__name__
-    return type(source).__name__ if isinstance(source, ArchiveSource | BigQuerySource) else FileSource.__name__
+    return type(source).__name__ if isinstance(source, ArchiveSource | BigQuerySource | DatabaseSource) else FileSource.__name__
 
 
-BatchSource = FileSource | ArchiveSource | BigQuerySource
+BatchSource = FileSource | ArchiveSource | BigQuerySource | DatabaseSource
 """What `run --mode batch` reads."""
 
 
@@ -201,11 +317,12 @@ class Sources(Model):
         Annotated[
             Annotated[FileSource, Tag("FileSource")]
             | Annotated[ArchiveSource, Tag("ArchiveSource")]
-            | Annotated[BigQuerySource, Tag("BigQuerySource")],
+            | Annotated[BigQuerySource, Tag("BigQuerySource")]
+            | Annotated[DatabaseSource, Tag("DatabaseSource")],
             Discriminator(_kind),
         ],
         ...,
-    ] = Field((), description="Files, archives of streams and tables of BigQuery, read by `run --mode batch`.")
+    ] = Field((), description="Files, archives of streams, tables of BigQuery and of databases, read by `run --mode batch`.")
     stream: tuple[PubsubSource, ...] = Field((), description="Subscriptions, read by `run --mode stream`.")
 
     @model_validator(mode="after")

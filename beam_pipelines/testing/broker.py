@@ -31,8 +31,14 @@ try:
     from beam_pipelines.testing.broker_rules import Refused, status_code
     from beam_pipelines.testing.broker_schemas import Schemas
     from beam_pipelines.testing.broker_topics import Topics
-except ModuleNotFoundError as missing:
-    raise SpecError(f"beam_pipelines.testing.broker: needs the package {missing.name}.", hint="Install beam-pipelines[gcp].") from missing
+except ImportError as missing:
+    absent = SpecError(
+        f"beam_pipelines.testing.broker: needs google-cloud-pubsub: {missing}.", hint="Run: pip install 'beam-pipelines[gcp]'"
+    )
+    if __name__ != "__main__":
+        raise absent from missing
+    sys.stderr.write(f"error: {absent}\n")
+    sys.exit(2)
 
 _HOST = "127.0.0.1"
 

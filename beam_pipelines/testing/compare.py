@@ -10,21 +10,26 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from beam_pipelines.arrow.contract import COLUMN_RULES
+from beam_pipelines.errors import nearest
 from beam_pipelines.spec.tests import Expectation, ExpectedDeadLetter
+from beam_pipelines.testing.rows import Row, Rows, as_mapping, rows_of
 
 if TYPE_CHECKING:
     from beam_pipelines.testing.run import SpecResult
 
-Row = Mapping[str, Any]
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
 _SHOWN = 10
+_MISSING = object()
+"""The value of a column that a row does not have, which is not NULL."""
 
 
-def assert_rows(actual: Sequence[Row], expected: Sequence[Row], *, columns: Iterable[str] | None = None) -> None:
+def assert_rows(actual: Rows, expected: Rows, *, columns: str | Iterable[str] | None = None, tolerance: float = TOLERANCE) -> None:
     """Asserts that both hold the same rows, in any order, compared on `columns` (default: of each expected row those that it names).
 
-    Decimals and times may be given as texts, floats are compared to 1e-9. Raises AssertionError that says what is missing and what is too
-    much, with the differences between the closest rows.
+    Rows are mappings, `beam.Row`s, NamedTuples, dataclasses, RecordBatches or Tables. Decimals and times may be given as texts. Floats are equal
+    where they are apart by at most `tolerance` of the larger one (0: not at all); NaN equals NaN. A column that a row does not have is not
+    NULL. Raises AssertionError that says what is missing and what is too much, with the differences between the closest rows, or which column
+    no row has; SpecError for what are no rows.
 
     >>> assert_rows([{'id': 1, 'paid': Decimal('9.50'), 'shop': 'a'}], [{'id': 1, 'paid': '9.5'}])
     >>> assert_rows([{'id': 1, 'shop': 'a'}], [{'id': 1, 'shop': 'b'}])
@@ -33,16 +38,39 @@ def assert_rows(actual: Sequence[Row], expected: Sequence[Row], *, columns: Iter
     AssertionError: differs: id=1 shop='b'
         but got shop='a'
     """
-    names = None if columns is None else list(columns)
-    wanted = expected if names is None else [{n: row.get(n) for n in names} for row in expected]
-    found = row_differences(actual, wanted)
-    if found:
-        raise AssertionError("\n".join(found))
+    found, wanted = rows_of(actual, where="assert_rows: actual"), rows_of(expected, where="assert_rows: expected")
+    if columns is not None:
+        names = [columns] if isinstance(columns, str) else list(columns)
+        unknown = _unknown(names, wanted, "expected") or _unknown(names, found, "actual")
+        if unknown:
+            raise AssertionError("\n".join(unknown))
+        wanted = [_picked(row, names) for row in wanted]
+    unlike = row_differences(found, wanted, tolerance=tolerance)
+    if unlike:
+        raise AssertionError("\n".join(unlike))
 
 
-def row_differences(actual: Sequence[Row], expected: Sequence[Row]) -> list[str]:
-    """What differs, one text for each row that is missing or too many; [] if nothing does."""
-    return _differences(actual, expected, fits=lambda row, want: all(same(row.get(n), v) for n, v in want.items()))
+def row_differences(actual: Sequence[Row], expected: Sequence[Row], *, tolerance: float = TOLERANCE) -> list[str]:
+    """What differs, one text for each row that is missing or too many, or each column that no actual row has; [] if nothing does."""
+    named = dict.fromkeys(n for row in expected for n in row)
+    unknown = _unknown(named, actual, "actual")
+    return unknown or _differences(
+        actual, expected, fits=lambda row, want: all(_same_value(row.get(n, _MISSING), v, tolerance) for n, v in want.items())
+    )
+
+
+def _same_value(have: Any, want: Any, tolerance: float) -> bool:
+    return have is want if have is _MISSING or want is _MISSING else same(have, want, tolerance=tolerance)
+
+
+def _picked(row: Row, names: Iterable[str]) -> Row:
+    return {name: row.get(name, _MISSING) for name in names}
+
+
+def _unknown(names: Iterable[str], rows: Sequence[Row], which: str) -> list[str]:
+    """A sentence for each name that is a column of no row; none where there are no rows."""
+    known = {name for row in rows for name in row}
+    return [f"column {name!r} is in no {which} row; {nearest(name, known)}" for name in names if name not in known] if rows else []
 
 
 def differences(result: SpecResult, expect: Expectation) -> list[str]:
@@ -98,8 +126,8 @@ def _differences(actual: Sequence[Row], expected: Sequence[Row], *, fits: Callab
             found.append(f"missing: {_shown(want)}")
         else:  # one sentence for the pair
             extra = [row for row in extra if row is not closest]
-            found.append(f"differs: {_shown(want)}\n    but got {_shown({n: closest.get(n) for n in wrong})}")
-    found += [f"not expected: {_shown({n: row.get(n) for n in named} if named else row)}" for row in extra]
+            found.append(f"differs: {_shown(want)}\n    but got {_shown(_picked(closest, wrong))}")
+    found += [f"not expected: {_shown(_picked(row, named) if named else row)}" for row in extra]
     return found[:_SHOWN] + ([f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
 
 
@@ -137,8 +165,8 @@ def _shown(row: Row) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "NULL"
+    if value is None or value is _MISSING:
+        return "NULL" if value is None else "(no such column)"
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, list | tuple):
@@ -146,8 +174,9 @@ def _value(value: Any) -> str:
     return str(value) if isinstance(value, date | time | Decimal) else repr(value)
 
 
-def same(actual: Any, wanted: Any) -> bool:
-    """Whether a value that came out is the one a test wrote down: texts stand for times, decimals and JSON.
+def same(actual: Any, wanted: Any, *, tolerance: float = TOLERANCE) -> bool:
+    """Whether a value that came out is the one a test wrote down: texts stand for times, decimals and JSON; floats may be `tolerance` apart,
+    relative to the larger one.
 
     >>> same(datetime(2013, 3, 10, 9, tzinfo=UTC), '2013-03-10T09:00:00Z'), same(Decimal('1.50'), '1.5'), same(True, 1)
     (True, True, False)
@@ -164,24 +193,25 @@ def same(actual: Any, wanted: Any) -> bool:
         return actual == _decimal(wanted)
     if isinstance(actual, float):
         number = _number(wanted)
-        return number is not None and (
-            math.isclose(actual, number, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) or (actual != actual and number != number)
-        )
+        return number is not None and (math.isclose(actual, number, rel_tol=tolerance) or (actual != actual and number != number))
     if isinstance(actual, bytes):
         return bool(actual == (wanted.encode() if isinstance(wanted, str) else wanted))
-    return _same_nested(actual, wanted)
+    return _same_nested(actual, wanted, tolerance)
 
 
-def _same_nested(actual: Any, wanted: Any) -> bool:
+def _same_nested(actual: Any, wanted: Any, tolerance: float) -> bool:
     if isinstance(wanted, Mapping | list | tuple) and isinstance(actual, str):
         try:
             actual = json.loads(actual)
         except ValueError:
             return False
-    if isinstance(wanted, Mapping):
-        return isinstance(actual, Mapping) and all(n in actual and same(actual[n], v) for n, v in wanted.items())
+    want, have = as_mapping(wanted), as_mapping(actual)
+    if want is not None:
+        return have is not None and all(n in have and same(have[n], v, tolerance=tolerance) for n, v in want.items())
     if isinstance(wanted, list | tuple):
-        return isinstance(actual, list) and len(actual) == len(wanted) and all(map(same, actual, wanted))
+        if not isinstance(actual, list | tuple) or len(actual) != len(wanted):
+            return False
+        return all(same(a, w, tolerance=tolerance) for a, w in zip(actual, wanted, strict=True))
     return bool(actual == wanted)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from beam_pipelines.arrow.engine import quote
 from beam_pipelines.arrow.schema import ARRIVAL, CONTRACT, POSITION, RUN_ID, SOURCE
 from beam_pipelines.errors import SpecError
@@ -15,12 +17,15 @@ from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.results import RunResults
-from beam_pipelines.spec.load import LoadedSpec, load_spec
+from beam_pipelines.spec.load import LoadedSpec, load_spec, parse_spec
 from beam_pipelines.spec.models import PipelineSpec, Thresholds
 from beam_pipelines.spec.sinks import ParquetSink, Sink
 from beam_pipelines.spec.sources import FileSource, Sources
-from beam_pipelines.testing.encode import Record, encode
+from beam_pipelines.testing.encoding import encode
+from beam_pipelines.testing.rows import Record, Rows, records_of
 
+Spec = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
+"""A spec: its path, what its YAML holds as a mapping, or loaded."""
 _PROVENANCE = (SOURCE, POSITION, ARRIVAL, RUN_ID, CONTRACT)
 
 
@@ -53,13 +58,14 @@ class SpecResult:
 
 
 def run_spec(
-    spec: str | os.PathLike[str] | LoadedSpec, rows: Iterable[Record], *, source: int = 0, set_: Mapping[str, str] | None = None,
+    spec: Spec, rows: Rows | Iterable[Record], *, source: int = 0, set_: Mapping[str, str] | None = None,
     apply_lateness: bool = False, judge: bool = False,
 ) -> SpecResult:  # fmt: skip
-    """Runs `spec` on `rows` instead of its files and gives everything it would have written.
+    """Runs `spec`, a path or the spec itself as a mapping, on `rows` instead of its files and gives everything it would have written.
 
     `rows` stand in for the batch source number `source` and are written in its format: mappings as records have them (nested where the source
-    is), or records as they stand in a file (text, bytes); a CSV has NULL as an empty field. Lookups are read from where the spec says.
+    is), `beam.Row`s, NamedTuples, RecordBatches, a Table, or records as they stand in a file (text, bytes); a CSV has NULL as an empty field.
+    Lookups are read from where the spec says.
 
     A handful of rows says nothing about shares and counts: thresholds are off, and checks of severity `fail` warn. With `judge` they are in
     force; a run that fails by them has `run.status == "failed"`, and nothing was written. Raises SpecError for a wrong spec or call, RunError
@@ -80,12 +86,13 @@ def run_spec(
     >>> result.reasons
     {'decode:DECODE': 1, 'validate:CHECK': 1}
     """
-    found = spec if isinstance(spec, LoadedSpec) else load_spec(spec, set_=set_ or {})
+    found = loaded_spec(spec, set_, where="run_spec")
     if not 0 <= source < len(found.spec.sources.batch):
         raise SpecError(f"run_spec: source {source}: the spec has {len(found.spec.sources.batch)} batch sources.")
     with tempfile.TemporaryDirectory(prefix="beam-pipelines-test-") as folder:
-        given = _given(found.spec, source, list(rows), folder)
-        tried = replace(found, spec=_redirected(found.spec if judge else _unjudged(found.spec), given, folder))
+        given = _given(found.spec, source, records_of(rows, where="run_spec: rows"), folder)
+        asked = found.spec if judge else unjudged(found.spec)
+        tried = replace(found, spec=redirected(asked, Sources(batch=(given,)), folder))
         record = run_batch(tried, Call(apply_lateness=apply_lateness))
         return _result(tried, record)
 
@@ -102,16 +109,30 @@ def _given(spec: PipelineSpec, number: int, rows: list[Record], folder: str) -> 
     return source.model_copy(update={"files": path, "compression": "none"})
 
 
-def _unjudged(spec: PipelineSpec) -> PipelineSpec:
+def loaded_spec(spec: Spec, set_: Mapping[str, str] | None, *, where: str) -> LoadedSpec:
+    """The spec that a test names or writes down; one that is written down has its relative paths from the working folder."""
+    if isinstance(spec, LoadedSpec):
+        return spec
+    if isinstance(spec, str | os.PathLike):
+        return load_spec(spec, set_=set_ or {})
+    if isinstance(spec, Mapping):
+        return parse_spec(msgspec.json.encode(dict(spec), enc_hook=str), path="(the spec given)", set_=set_ or {})
+    raise SpecError(
+        f"{where}: the spec: got {type(spec).__name__}; expected a path, a mapping as its YAML holds, or what `load_spec` gave."
+    )
+
+
+def unjudged(spec: PipelineSpec) -> PipelineSpec:
+    """The spec without what says nothing of a handful of rows: thresholds, and checks that fail a run."""
     checks = tuple(c.model_copy(update={"severity": "warn"}) if c.severity == "fail" else c for c in spec.checks)
     return spec.model_copy(update={"checks": checks, "thresholds": Thresholds()})
 
 
-def _redirected(spec: PipelineSpec, source: FileSource, folder: str) -> PipelineSpec:
-    """The spec with one source, and every output as Parquet in `folder`."""
+def redirected(spec: PipelineSpec, sources: Sources, folder: str) -> PipelineSpec:
+    """The spec with these sources, and every output as Parquet in `folder`."""
     outputs = ["rows", "dead_letters", *spec.aggregates]
     sinks = tuple(Sink(from_=name, parquet=ParquetSink(path=os.path.join(folder, "out", name))) for name in outputs)
-    update = {"sources": Sources(batch=(source,)), "sinks": sinks, "state": os.path.join(folder, "state"), "provenance": "on"}
+    update = {"sources": sources, "sinks": sinks, "state": os.path.join(folder, "state"), "provenance": "on"}
     return spec.model_copy(update=update)
 
 
@@ -123,5 +144,9 @@ def _result(tried: LoadedSpec, record: RunResults) -> SpecResult:
         found: list[dict[str, Any]] = ask(tables, f"SELECT * FROM {quote(name)}").to_pylist() if name in written else []
         return found
 
-    rows = [{n: v for n, v in row.items() if n not in _PROVENANCE} for row in content("rows")]
-    return SpecResult(rows, content("dead_letters"), {name: content(name) for name in tried.spec.aggregates}, record)
+    return SpecResult(shown(content("rows")), content("dead_letters"), {name: content(name) for name in tried.spec.aggregates}, record)
+
+
+def shown(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without their provenance."""
+    return [{n: v for n, v in row.items() if n not in _PROVENANCE} for row in rows]

@@ -9,7 +9,7 @@ Only accumulators are shuffled, never rows: a bundle holds one partial per group
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -21,13 +21,17 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_pipelines import metrics
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.concat import Pending, slices
+from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.engine import Engine
+from beam_pipelines.arrow.measures import parse_measure
 from beam_pipelines.arrow.panes import Plan, expansion, merge_partials, partials, plan, present, split_by_key
+from beam_pipelines.arrow.schema import PROVENANCE
 from beam_pipelines.arrow.window_panes import DAY
 from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.aggregate_counts import counts_of
 from beam_pipelines.transforms.aggregate_stream import Streaming, stream_aggregate
+from beam_pipelines.transforms.given import batches, contract_of, piped
 from beam_pipelines.transforms.stage import COUNTS, DEAD, arriving, joined
 
 SHARDS = 4
@@ -41,6 +45,9 @@ class Aggregated(NamedTuple):
     panes: beam.PCollection
     dead: beam.PCollection
     counts: beam.PCollection
+
+    def __or__(self, transform: Any) -> Any:
+        return piped(self, transform)
 
 
 class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -56,6 +63,8 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     only accumulators are kept. `corrected_within` (micros): how far behind the watermark, in event time, a row of a closed window may lie that is
     taken back and counted as stale. `epoch` goes into the panes; windows that had closed before `closed_before` (micros) are never shown again.
     `sources_in_process` says that all sources run in this process and tell `arrival_clock`: then a backlog costs fewer timers.
+
+    `contract`, that of the rows: names, types and measures are judged at once, not when the first batch comes; and its event time is `time`.
 
     `time` is the event-time column, unless the spec names its own; `time_zone` says what bare dates, civil times and calendar windows mean.
 
@@ -75,15 +84,22 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         epoch: int = 0,
         closed_before: int | None = None,
         sources_in_process: bool = False,
+        contract: Contract | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for measure in spec.measures.values():
+            parse_measure(measure)
+        if contract is not None:
+            of_rows = contract_of(contract, name)
+            time = time or of_rows.event_time
+            plan(spec, pa.schema([*of_rows.arrow_schema(), *PROVENANCE]), name=name, time=time, time_zone=time_zone)
         if spec.windowing is not None and (spec.time or time) is None:
             raise SpecError(f"{name}: windows need a time column.", hint="Set `time`, or the contract's event_time.")
         self._spec, self._name, self._time, self._time_zone, self._apply_lateness = spec, name, spec.time or time, time_zone, apply_lateness
         self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process, corrected_within)
 
     def expand(self, stage: Any) -> Aggregated:
-        rows, dead, counts = arriving(stage)
+        rows, dead, counts = arriving(batches(stage, self._name))
         if not rows.is_bounded:
             made = stream_aggregate(rows, self._spec, self._streaming, name=self._name, time=self._time, time_zone=self._time_zone)
             return Aggregated(made.panes, joined([*dead, *made.dead], "Dead"), joined([*counts, *made.counts], "Counts"))

@@ -144,6 +144,7 @@ class Arrive(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         if schema not in self._arrivals:
             self._arrivals[schema] = arrivals(self._spec, schema, name=self._name, time=self._time, time_zone=self._time_zone)
         if self._streaming.corrections:
+            self._refuse_timeless(batch)
             return self._arrivals[schema].inputs(batch, self._engine)
         if has_changes(batch):
             raise RunError(
@@ -151,6 +152,16 @@ class Arrive(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
                 hint="Set corrections=True after a Deduplicate that has a rule.",
             )
         return self._arrivals[schema].partials(batch, self._engine)
+
+    def _refuse_timeless(self, batch: pa.RecordBatch) -> None:
+        """Raises RunError for rows to take back of which nobody can say in which window they are."""
+        if CHANGE not in batch.schema.names or self._time not in batch.schema.names:
+            return
+        if batch.column(self._time).null_count and batch.filter(pa.array(taken_back(batch))).column(self._time).null_count:
+            raise RunError(
+                f"{self._name}: rows are taken back ({CHANGE} -1) that have no {self._time!r}, so their windows are not known.",
+                hint="They hold the event time that Deduplicate compares, and what a step computes from it alone: window by that, or Transform before Deduplicate.",
+            )
 
     @property
     def _key(self) -> str:

@@ -11,7 +11,8 @@ Only rows whose 37 bits of key hash occur twice are looked at again, and only th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -30,10 +31,11 @@ from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.duplicates import KEY, Comparison, comparison, digests, duplicate_mask, first_byte, key_hash
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.keys import DeduplicateRule
-from beam_pipelines.arrow.schema import KEY_HASH, SOURCE
+from beam_pipelines.arrow.schema import ARRIVAL, KEY_HASH, SOURCE
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
-from beam_pipelines.errors import SpecError
+from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.transforms.deduplicate_stream import unbounded
+from beam_pipelines.transforms.given import batches, contract_of, piped
 from beam_pipelines.transforms.spill import SpillFolder, cleanup, sweep, temp_location_of
 from beam_pipelines.transforms.stage import COUNTS, arriving, joined
 
@@ -55,6 +57,9 @@ class Deduplicated(NamedTuple):
     rows: beam.PCollection
     counts: beam.PCollection
 
+    def __or__(self, transform: Any) -> Any:
+        return piped(self, transform)
+
 
 class DeduplicatedTold(NamedTuple):
     """`Deduplicated`, and the duplicates themselves, with all their columns."""
@@ -62,6 +67,9 @@ class DeduplicatedTold(NamedTuple):
     rows: beam.PCollection
     duplicates: beam.PCollection
     counts: beam.PCollection
+
+    def __or__(self, transform: Any) -> Any:
+        return piped(self, transform)
 
 
 class DeduplicatedWithDead(NamedTuple):
@@ -71,9 +79,13 @@ class DeduplicatedWithDead(NamedTuple):
     dead: beam.PCollection
     counts: beam.PCollection
 
+    def __or__(self, transform: Any) -> Any:
+        return piped(self, transform)
+
 
 class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Rows of which no better copy exists; see `arrow/duplicates.py` for the rule, which knows no order and no batches.
+    """Rows of which no better copy exists; see `arrow/duplicates.py` for the rule, which knows no order and no batches. NULL is a value like any
+    other in a key: rows without a key are copies of each other, so reject them before (`required`).
 
     In a stream, where better copies may yet come, rows get a column `_change`: +1 a row that stays as far as known, -1 a row_id that is a
     duplicate, of which everything but provenance and event time is NULL. (+1) without the row_ids of (-1) is what stays. See below.
@@ -95,16 +107,23 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
         stream | FromRows(contract) | Conform(contract) | Deduplicate(DeduplicateRule(within="2d"), contract=contract)
 
+    `changes=False` takes nothing back: the first copy to arrive goes on at once, without `_change`, and later ones are dropped. That is the rule
+    `keep="oldest"` by arrival time, and what a bounded input keeps too; it is no set of rows that decides in a stream, but the order in which they
+    come. State is the same.
+
+        stream | ... | Deduplicate(DeduplicateRule(within="2d"), contract=contract, changes=False)
+
     `tell`: a bounded input gives `DeduplicatedTold`, with the duplicates too.
 
-    Raises SpecError for a stream without `within`, a negative `lateness`, or another window than the global one.
+    Raises SpecError for a stream without `within`, a negative `lateness`, another window than the global one, a key (given as text) that is no
+    column of the contract, or `changes=False` with a rule that prefers another copy than the first.
     """
 
     def __init__(
         self,
         rule_or_key: DeduplicateRule | str | Iterable[str] | None = None,
         *,
-        contract: Contract | None = None,
+        contract: Contract | Mapping[str, Any] | None = None,
         columns_of_content: Iterable[str] | None = None,
         event_time: str | None = None,
         within: int | None = None,
@@ -112,10 +131,16 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         run_id: str | None = None,
         lateness: int | None = None,
         tell: bool = False,
+        changes: bool = True,
     ) -> None:
         super().__init__()
-        self._tell = tell
+        self._tell, self._changes = tell, changes
+        contract = None if contract is None else contract_of(contract, "Deduplicate")
         self._how = comparison(rule_or_key, contract=contract, content=columns_of_content, event_time=event_time, within=within)
+        if contract is not None and not isinstance(rule_or_key, DeduplicateRule):
+            _known(self._how.key, contract)
+        if not changes:
+            self._how = _first(self._how, rule_or_key)
         if lateness is not None and lateness < 0:
             raise SpecError(f"deduplicate: lateness is {lateness}; expected microseconds, 0 or more.")
         self._lateness = lateness
@@ -123,7 +148,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         self._run_id = run_id or uuid4().hex
 
     def expand(self, stage: Any) -> Deduplicated | DeduplicatedTold | DeduplicatedWithDead:
-        rows, dead, counted = arriving(stage)
+        rows, dead, counted = arriving(batches(stage, "Deduplicate"))
         self._refuse(rows)
         if rows.is_bounded:
             folder = SpillFolder.of(self._temp_location or temp_location_of(rows.pipeline.options), self._run_id)
@@ -132,7 +157,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
                 return DeduplicatedTold(done.rows, done[DROPPED], joined([*counted, done[COUNTS]], "Counts"))
             kept, counts = done.rows, done[COUNTS]
         else:
-            kept, counts = unbounded(rows, self._how, self._lateness if self._lateness is not None else self._how.within or 0)
+            lateness = self._lateness if self._lateness is not None else self._how.within or 0
+            kept, counts = unbounded(rows, self._how, lateness, changes=self._changes)
         counts = joined([*counted, counts], "Counts")
         return DeduplicatedWithDead(kept, joined(dead, "Dead"), counts) if dead else Deduplicated(kept, counts)
 
@@ -147,6 +173,26 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
                 f"{self.label}: the input is windowed by {rows.windowing.windowfn}; expected the global window.",
                 hint="Deduplicate before WindowInto; `within` says how far apart copies compete.",
             )
+
+
+def _known(key: Iterable[str], contract: Contract) -> None:
+    for name in key:
+        if name not in contract.columns:
+            raise SpecError(
+                f"deduplicate: key column {name!r} is not in the contract;",
+                hint=f"{nearest(name, contract.columns)} A column that a step has added: DeduplicateRule(key=[...]).",
+            )
+
+
+def _first(how: Comparison, rule: object) -> Comparison:
+    """The comparison by which the first copy to arrive stays. Raises SpecError where `rule` asks for another."""
+    asked = rule.model_fields_set if isinstance(rule, DeduplicateRule) else ()
+    if ("keep" in asked and how.keep != "oldest") or how.order_by != ARRIVAL:
+        raise SpecError(
+            f"deduplicate: changes=False keeps the first copy that arrives; got keep: {how.keep}, order_by: {how.order_by}.",
+            hint="Leave both out; or leave out changes=False: to keep a better copy that comes later, the first must be taken back.",
+        )
+    return replace(how, keep="oldest")
 
 
 def _bounded(rows: beam.PCollection, how: Comparison, folder: SpillFolder, *, tell: bool) -> Any:

@@ -6,6 +6,8 @@
     `_change`  +1  the row stays, as far as known          -1  this row_id is a duplicate: told of every duplicate, whether its +1 was ever told
 Consumers treat both as sets of row_ids: (+1) − (−1) are the rows that stay, after any replay too. A row told again in one process tells nothing.
 
+`changes=False` (`FirstWins`): the first copy passes without `_change`, later ones are dropped.
+
 Two clocks: timestamps and the watermark are arrival, `within` is event time.
 
     event time  ├ within ┤├ lateness ┤        a row that arrives now is judged if its event time is at most `lateness` ago;
@@ -22,6 +24,7 @@ import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow, TimestampedValue, WindowedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
@@ -34,6 +37,7 @@ from beam_pipelines.arrow.duplicates import CONTENT, KEY, ORDER, TIME, Compariso
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, KEY_HASH, POSITION, PROVENANCE_NAMES, SOURCE, UTC_MICROS
+from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.keyed_state import KEYED_ROWS, keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
 from beam_pipelines.transforms.stage import COUNTS
@@ -45,10 +49,14 @@ _CARRIED = (_KEY, _CONTENT, _TIME)
 _LEAST = -(2**63)
 
 
-def unbounded(rows: beam.PCollection, how: Comparison, lateness: int) -> tuple[beam.PCollection, beam.PCollection]:
-    """(rows with `_change`, counts) of an endless PCollection of batches; `how.within` is set. `lateness` in microseconds."""
+def unbounded(rows: beam.PCollection, how: Comparison, lateness: int, *, changes: bool = True) -> tuple[beam.PCollection, beam.PCollection]:
+    """(rows with `_change`, counts) of an endless PCollection of batches; `how.within` is set. `lateness` in microseconds.
+
+    Without `changes` the rows are those that come first of their copies, and have no `_change`.
+    """
+    rule: ByRule = ByRule(how, lateness) if changes else FirstWins(how, lateness)
     digested = rows | "Digest" >> beam.ParDo(DigestRows(how, lateness)).with_output_types(keyed_batches())
-    judged = digested | "Judge" >> beam.ParDo(Remember(ByRule(how, lateness))).with_output_types(pa.RecordBatch, counts=Count).with_outputs(
+    judged = digested | "Judge" >> beam.ParDo(Remember(rule)).with_output_types(pa.RecordBatch, counts=Count).with_outputs(
         COUNTS, main="rows"
     )
     return judged.rows, judged[COUNTS]
@@ -80,6 +88,8 @@ class DigestRows(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def _digest(self, rows: pa.RecordBatch, since: int) -> Iterator[Any]:
         rows = rows.drop_columns([KEY_HASH]) if KEY_HASH in rows.schema.names else rows
         identified(rows, (SOURCE, POSITION))
+        if CHANGE in rows.schema.names:
+            raise SpecError(f"deduplicate: got rows with {CHANGE}, which an earlier Deduplicate gave.", hint="Deduplicate a stream once.")
         copies = digests(rows, self._how, engine=self._engine)
         late = _beyond(copies.column(TIME), arrivals(rows, since), self._lateness)
         bucket = first_byte(copies.column(KEY)) // (256 // BUCKETS)
@@ -131,9 +141,12 @@ class ByRule:
 
     def _unjudged(self, rows: pa.RecordBatch) -> Iterator[Any]:
         metrics.count("rows_beyond_horizon", rows.num_rows)
-        yield _changed(rows, +1)
+        yield self._told(rows)
         for source, n in rows_by_source(rows).items():
             yield TaggedOutput(COUNTS, (f"deduplicate:{unit_of(rows)}", source, UNJUDGED, BEYOND_HORIZON, n))
+
+    def _told(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return _changed(rows, +1)
 
     def _copies(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         names, by = rows.schema.names, self.how.order_by
@@ -149,6 +162,61 @@ class ByRule:
             known[self.how.event_time] = _time(superseded.column(TIME), schema.field(self.how.event_time).type)
         columns = [known[f.name].cast(f.type) if f.name in known else pa.nulls(superseded.num_rows, f.type) for f in schema]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+class FirstWins(ByRule):
+    """Lets the first copy of each key pass, and drops what comes later within reach of any copy: nothing is taken back."""
+
+    def load(self, cells: Any) -> Any:
+        return Numbered.of(super().load(cells), cells)
+
+    def judge(self, held: Any, rows: pa.RecordBatch) -> Iterator[Any]:
+        if _KEY not in rows.schema.names:
+            yield from self._unjudged(rows)
+            return
+        copies = self._copies(rows)
+        judged = held.copies.add(copies.set_column(copies.schema.names.index(ORDER), ORDER, held.numbers(copies)))
+        rows = rows.drop_columns(list(_CARRIED))
+        if judged.stays.any():
+            yield rows if judged.stays.all() else rows.filter(pa.array(judged.stays))
+        duplicates = rows.filter(pa.array(judged.duplicate))
+        metrics.count("rows_redelivered", int(judged.redelivered.sum()))
+        metrics.count("rows_duplicate", duplicates.num_rows)
+        for source, n in rows_by_source(duplicates).items():
+            yield TaggedOutput(COUNTS, (f"deduplicate:{unit_of(rows)}", source, "duplicate", "", n))
+
+    def _told(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows
+
+
+@dataclass
+class Numbered:
+    """Copies whose `order` is when they came: a number per batch and arrival time in it, above all that are held."""
+
+    copies: Copies
+    next: int = 0
+
+    @staticmethod
+    def of(copies: Copies, cells: Any) -> Numbered:
+        last = [pc.max(piece.column(ORDER)).as_py() for cell in cells for piece in cell]
+        return Numbered(copies, 1 + max((n for n in last if n is not None), default=-1))
+
+    @property
+    def first_end(self) -> int | None:
+        return self.copies.first_end
+
+    def expire(self, before_micros: int) -> None:
+        self.copies.expire(before_micros)
+
+    def save(self) -> Iterator[tuple[int, bool, pa.RecordBatch | None]]:
+        return self.copies.save()
+
+    def numbers(self, rows: pa.RecordBatch) -> pa.Array:
+        """The numbers of a batch that comes now; unknown arrival times last."""
+        arrival = rows.column(ARRIVAL) if ARRIVAL in rows.schema.names else pa.nulls(rows.num_rows, UTC_MICROS)
+        _, rank = np.unique(arrival.cast(UTC_MICROS).cast(pa.int64()).fill_null(2**63 - 1).to_numpy(), return_inverse=True)
+        first, self.next = self.next, self.next + int(rank.max(initial=-1)) + 1
+        return pa.array(first + rank.astype(np.int64))
 
 
 class Waiting:

@@ -14,8 +14,8 @@ from beam_pipelines import metrics
 from beam_pipelines.arrow.copies import Identities, identity_words
 from beam_pipelines.arrow.duplicates import TIME
 from beam_pipelines.arrow.held import CELLS
-from beam_pipelines.arrow.schema import KEY_HASH, POSITION, SOURCE
-from beam_pipelines.errors import SpecError
+from beam_pipelines.arrow.schema import CHANGE, KEY_HASH, POSITION, SOURCE
+from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.transforms.deduplicate_stream import Waiting, arrivals, in_global_window, stamped
 from beam_pipelines.transforms.keyed_state import keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
@@ -71,6 +71,10 @@ class _Identify(beam.DoFn):  # type: ignore[misc]
 
 
 def _keyed(rows: pa.RecordBatch, since: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    if CHANGE in rows.schema.names:
+        raise RunError(
+            f"DropRedelivered: rows have {CHANGE}: those that take others back would be dropped.", hint="Put it before Deduplicate."
+        )
     rows = rows.drop_columns([KEY_HASH]) if KEY_HASH in rows.schema.names else rows
     identified(rows, (SOURCE, POSITION))
     words = identity_words(rows.column(POSITION).to_numpy())

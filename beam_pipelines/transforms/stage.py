@@ -23,6 +23,8 @@ DEAD, COUNTS, DOORS = "dead", "counts", "doors"
 WARNED = "warned:"
 """Prefix of the counters of checks that only count, in a stream."""
 TARGET_ROWS = 20_000  # a prepared SELECT and a bundle have fixed costs: smaller batches are joined up to this, inside the bundle
+TARGET_BYTES = 16 << 20
+"""Rows are joined up to this, too: wide ones would not fit the worker's memory, nor one column of bytes (2 GiB)."""
 
 
 class RowProgram(Protocol):
@@ -98,14 +100,14 @@ class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def process(
         self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterator[Any]:
-        if batch.num_rows >= TARGET_ROWS:
+        if batch.num_rows >= TARGET_ROWS or batch.nbytes >= TARGET_BYTES:
             yield from self._run(batch)
         elif batch.num_rows:
             waiting = self._waiting.setdefault(
                 (window, batch.schema, batch.schema.metadata and tuple(batch.schema.metadata.items())), _Waiting(window)
             )
             waiting.add(batch, timestamp)
-            if waiting.rows >= TARGET_ROWS:
+            if waiting.rows >= TARGET_ROWS or waiting.bytes >= TARGET_BYTES:
                 yield from self._run_joined(waiting)
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -148,16 +150,18 @@ class _Waiting:
         self.window = window
         self.batches: list[pa.RecordBatch] = []
         self.rows = 0
+        self.bytes = 0
         self.timestamp: Timestamp | None = None
 
     def add(self, batch: pa.RecordBatch, timestamp: Timestamp) -> None:
         self.batches.append(batch)
         self.rows += batch.num_rows
+        self.bytes += batch.nbytes
         self.timestamp = timestamp if self.timestamp is None else min(self.timestamp, timestamp)
 
     def take(self) -> pa.RecordBatch:
         batch = concat(self.batches)
-        self.batches, self.rows, self.timestamp = [], 0, None
+        self.batches, self.rows, self.bytes, self.timestamp = [], 0, 0, None
         return batch
 
 

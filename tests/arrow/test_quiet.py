@@ -64,6 +64,11 @@ def test_a_broken_json_record_says_what_and_where(raw: bytes, says: str) -> None
         ("DECODE", "Ann", f"the record cannot be read {HIDDEN}"),
         ("FILE", "truncated gzip file: it ends in mid-data after 812 bytes", "truncated gzip file: it ends in mid-data after 812 bytes"),
         ("FILE", "corrupt zstd file near byte 7: Ann", f"corrupt zstd file near byte 7 {HIDDEN}"),
+        (
+            "FILE",
+            "corrupt gzip file near byte 7: Ann; of what it unpacks to, nothing from byte 9 on was read, because it is not what was packed",
+            "corrupt gzip file near byte 7; of what it unpacks to, nothing from byte 9 on was read",
+        ),
         ("FILE", "row group 3: rows 10 to 19 cannot be read: Ann", f"row group 3: rows 10 to 19 cannot be read {HIDDEN}"),
         ("FILE", "Ann", f"the file cannot be read from here on {HIDDEN}"),
         ("APPLY", "got 3 fields; expected 5", f"the function raises on the row {HIDDEN}"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
+
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.contract import Column, Contract
-from beam_pipelines.arrow.sensitive import sensitive_columns, sensitive_panes
+from beam_pipelines.arrow.sensitive import for_letters, sensitive_columns, sensitive_panes
 from beam_pipelines.arrow.transform import TransformStep
 from beam_pipelines.runners.direct import run_batch
 from beam_pipelines.spec.load import load_spec
@@ -38,6 +41,31 @@ def test_a_renamed_column_stays_sensitive() -> None:
     assert "email" not in found
 
 
+def applied(**more: object) -> list[TransformStep]:
+    return [TransformStep.model_validate({"apply": {"function": "m:f", "columns": {"made": "string", "n": "int64"}, **more}})]
+
+
+def test_what_a_function_makes_of_rows_with_sensitive_columns_is_sensitive_unless_the_step_says_otherwise() -> None:
+    everything = {"email": "hmac", "phone": "redact", "short": "hmac"}
+    assert sensitive_columns(CONTRACT, applied()) == {**everything, "made": "redact", "n": "redact"}
+    assert sensitive_columns(CONTRACT, applied(sensitive={"made": "hmac", "n": "none"})) == {**everything, "made": "hmac"}
+    again = [*applied(), TransformStep(set={"upper": "upper(made)"})]
+    assert sensitive_columns(CONTRACT, again)["upper"] == "redact"
+
+
+def test_a_function_sees_no_column_that_was_dropped_before() -> None:
+    dropped = [TransformStep(drop=("phone",)), *applied()]
+    assert sensitive_columns(CONTRACT, dropped)["made"] == "hmac"
+    assert sensitive_columns(CONTRACT, [TransformStep(drop=("phone", "email", "short")), *applied()]) == {}
+
+
+def test_a_column_that_a_function_fills_is_quoted_in_no_letter() -> None:
+    assert for_letters(CONTRACT, applied()).sensitive == {"email": "hmac", "phone": "redact", "n": "redact", "short": "hmac"}
+    assert for_letters(CONTRACT, []).sensitive == CONTRACT.sensitive | {"short": "hmac"}
+    with pytest.raises(ValidationError, match="no column 'maid'; did you mean 'made'"):
+        applied(sensitive={"maid": "none"})
+
+
 def test_panes_that_show_a_value_are_sensitive_and_counts_are_not() -> None:
     spec = AggregateSpec(group_by=("email",), measures={"last": "max(phone)", "n": "count()", "people": "count_distinct(phone)"})
     assert sensitive_panes(spec, sensitive_columns(CONTRACT)) == {"email": "hmac", "last": "redact"}
@@ -52,8 +80,10 @@ contract:
     id: {type: int64, required: true, max: 5}
     email: {type: string, sensitive: redact}
 sources: {batch: [{files: in.jsonl, format: json}]}
+checks: [{name: not_the_third, expr: "copy NOT LIKE '%t3@%'"}]
 transform:
   - set: {host: "split_part(email, '@', 2)"}
+  - apply: {function: "tests.arrow.user_functions:copies_email", columns: {copy: string}}
   - rename: {mail: email}
 aggregates:
   hosts: {group_by: [host], measures: {last: max(mail), n: count()}}
@@ -68,5 +98,5 @@ sinks:
     written = [p for p in [*(tmp_path / "out").rglob("*"), *(tmp_path / ".beam_pipelines").rglob("*")] if p.is_file()]
     assert len(written) > 3
     for path in written:
-        assert b"hidden" not in path.read_bytes(), path
+        assert b"hidden.example" not in path.read_bytes(), path
         assert b"secret1" not in path.read_bytes(), path

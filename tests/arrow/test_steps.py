@@ -17,7 +17,8 @@ from beam_pipelines.arrow.program import Program
 from beam_pipelines.arrow.schema import RAW, UNKNOWN
 from beam_pipelines.arrow.steps import civil_after, columns_after, transform_batch, transform_steps
 from beam_pipelines.arrow.transform import TransformStep
-from beam_pipelines.errors import RunError, SpecError
+from beam_pipelines.arrow.types import parse_type
+from beam_pipelines.errors import RunError, SpecError, TransientError
 from tests.arrow import user_functions
 from tests.arrow.batches import assert_one_door, with_provenance
 
@@ -125,6 +126,20 @@ def test_apply_may_change_its_input_and_is_cast_to_what_is_declared() -> None:
     assert "ArrowInvalid" in split.dead["message"][0].as_py()
 
 
+def test_a_world_that_says_no_fails_the_bundle_at_the_first_call() -> None:
+    user_functions.CALLS.clear()
+    with pytest.raises(TransientError, match="ConnectionRefusedError: port 80") as told:
+        transform_batch(with_provenance({"x": [1, 2, 3]}), [apply("offline")])
+    assert (told.value.retryable, user_functions.CALLS) == (True, [3])
+
+
+@pytest.mark.parametrize("kind", ["int8", "float64", "decimal(9,2)"])
+def test_numbers_become_the_declared_numbers(kind: str) -> None:
+    split = transform_batch(with_provenance({"x": [1, 2]}), [apply("double", x=kind)])
+    assert split.rows.schema.field("x").type == parse_type(kind).arrow()
+    assert [int(row["x"]) for row in own(split.rows)] == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("transform", "error", "message"),
     [
@@ -133,6 +148,10 @@ def test_apply_may_change_its_input_and_is_cast_to_what_is_declared() -> None:
         (apply("nothing"), RunError, "got a NoneType"),
         (apply("double", y="int8"), RunError, "got no column 'y'"),
         (apply("double", x="list<int8>"), RunError, "expected list<"),
+        (apply("text_of", y="int64"), RunError, "got column 'y' as string; expected int64"),
+        (apply("of_another_kind"), RunError, "got column 'x' as bool; expected int64"),
+        (apply("not_installed"), RunError, "ModuleNotFoundError: No module named 'no_such_package'"),
+        (apply("stops"), RunError, "the table of rates is empty"),
         (apply("absent"), SpecError, "cannot be imported"),
         (step(apply="no_such_package:f"), SpecError, "cannot be imported"),
         (apply("NOT_A_FUNCTION"), SpecError, "expected a function"),

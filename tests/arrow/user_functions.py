@@ -5,6 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipelines.errors import RunError
+
 CALLS: list[int] = []
 
 
@@ -17,6 +19,11 @@ def invert(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Adds 100 // x; raises on the whole batch where an x is 0."""
     CALLS.append(batch.num_rows)
     return pa.record_batch({"inverse": pa.array([100 // x for x in batch["x"].to_pylist()], pa.int64())})
+
+
+def copies_email(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Adds what it sees under another name."""
+    return batch.append_column("copy", batch["email"])
 
 
 def too_short(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -37,6 +44,30 @@ def sees(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def narrow(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch({"y": pc.multiply(batch["x"], 100)})
+
+
+def text_of(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Numbers as texts, all of which would convert."""
+    return pa.record_batch({"y": [str(x) for x in batch["x"].to_pylist()]})
+
+
+def of_another_kind(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.set_column(0, "x", pa.array([True] * batch.num_rows))
+
+
+def offline(batch: pa.RecordBatch) -> pa.RecordBatch:
+    CALLS.append(batch.num_rows)
+    raise ConnectionRefusedError("port 80")
+
+
+def not_installed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+
+    return batch
+
+
+def stops(batch: pa.RecordBatch) -> pa.RecordBatch:
+    raise RunError("the table of rates is empty.")
 
 
 NOT_A_FUNCTION = 1

@@ -144,6 +144,32 @@ def test_a_run_that_fails_leaves_letters_open_and_exits_with_1(call: Call, open_
     assert sum(counts(call, open_orders).values()) == 2
 
 
+def test_letters_of_a_run_that_passed_its_threshold_are_inspected_by_its_id(call: Call, open_orders: Path) -> None:
+    open_orders.write_text(open_orders.read_text() + "thresholds: {dead_letters: 0.01}\n")
+    out = call("run", open_orders, "--run-id", "bad", code=1).out
+    assert f"Its 3 dead letters are kept in {open_orders.parent}/lake/dead_letters/.failed: beam-pipelines dlq inspect" in out
+    assert "The newest run, bad, failed; its 3 letters are apart: say --run bad." in call("dlq", "inspect", open_orders, code=2).err
+    told = call("dlq", "inspect", open_orders, "--run", "bad").out
+    assert "3 records refused" in told
+    assert "| 2,2024-05-01T10:30:00Z,north,abc," in told
+    assert "1 record refused" in call("dlq", "inspect", open_orders, "--run", "bad", "--reason", "cast").out
+
+    open_orders.write_text(open_orders.read_text().replace("thresholds: {dead_letters: 0.01}\n", ""))
+    call("run", open_orders, "--run-id", "good")
+    assert sum(counts(call, open_orders).values()) == 3, "those of the failed run are not among the committed ones"
+    assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "good", "--where", "TRUE -- all").out
+    assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "bad").out
+    assert "run 'none': no such run" in call("dlq", "inspect", open_orders, "--run", "none", code=1).err
+
+
+def test_letters_in_a_csv_file_are_inspected_and_replayed(call: Call, open_orders: Path) -> None:
+    open_orders.write_text(open_orders.read_text().replace('parquet: {path: "${lake}/dead_letters"}', 'csv: {path: "${lake}/dead.csv"}'))
+    call("run", open_orders)
+    assert sum(counts(call, open_orders).values()) == 3
+    repair(open_orders)
+    assert call("dlq", "replay", open_orders).out.endswith("1 letter resolved\n")
+
+
 def test_sealed_letters_need_the_key_and_their_records_are_replayed(call: Call, orders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orders.write_text(orders.read_text().replace("transform:", "dead_letters: {raw_key: env:RAW_KEY}\ntransform:", 1))
     monkeypatch.setenv("RAW_KEY", KEY)

@@ -90,3 +90,10 @@ def test_validate_preview_and_run_say_it(call: Call, tmp_path: Path) -> None:
     spec.write_text(spec.read_text().replace("{columns: {", '{columns: {"Amount ": {type: string}, '))
     (tmp_path / "a.csv").write_text("Amount ,id,amount,shop\nx,1,5,x\n")
     assert "header" not in call("validate", spec).err
+
+
+def test_a_gzip_with_wrong_bytes_has_no_header_to_tell_of(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b"id,amount\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(2000))))
+    packed[20:40] = bytes(20)
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    assert notes(tmp_path) == []

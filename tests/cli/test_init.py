@@ -207,6 +207,29 @@ def test_a_directory_of_several_kinds_is_narrowed_to_one_and_says_so(call: Call,
     assert (record["outputs"][0]["rows"], record["dead_letters"]) == (100, {})
 
 
+def test_what_pipelines_wrote_is_no_data_of_the_folder(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "orders.csv").write_text("id,at\n" + "".join(f"{n},2024-05-01T10:00:{n:02}Z\n" for n in range(20)))
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "more" / "deep" / "b.csv").write_text("id,at\n100,2024-05-01T10:00:00Z\n")
+    told = call("init", "--from", ".", "--out", ".", "--name", "orders").err
+    assert "Left out" not in told
+    spec = load_spec(tmp_path / "pipeline.yaml").spec
+    assert set(spec.sources.batch[0].patterns) == {f"{tmp_path}/*.csv", f"{tmp_path}/more/**.csv"}
+    text = (tmp_path / "pipeline.yaml").read_text().replace('"*.csv"', "orders.csv")
+    (tmp_path / "pipeline.yaml").write_text(text + "  - {from: rows, csv: {path: copy.csv}}\n")
+    call("run", "pipeline.yaml")
+    assert (tmp_path / "copy.csv").stat().st_size > (tmp_path / "orders.csv").stat().st_size, "the larger one would be looked at"
+
+    done = call("init", "--from", ".", "--name", "orders")
+    assert "Left out: 2 files that pipelines wrote (outputs, state, archive). The proposal reads ./more/**.csv, ./orders.csv." in done.err
+    assert "orders.csv" in done.out
+    (tmp_path / "orders.csv").unlink()
+    (tmp_path / "more" / "deep" / "b.csv").unlink()
+    only = call("init", "--from", "lake", "--out", "next")
+    assert "What lies there was written by pipelines: the proposal reads their output." in only.err
+
+
 def test_the_check_proposed_as_an_example_is_right_when_it_is_taken(call: Call, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,group\na,1\nb,1\n")
     text = call("init", "--from", tmp_path / "x.csv").out

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from beam_pipelines.runners.prism_binary import VARIABLE
+from beam_pipelines.sinks.results import RunResults, metadata, read_run, write_run
+from beam_pipelines.sinks.run import RunInfo
 from tests.cli.conftest import Call
 from tests.conftest import ROOT
 from tests.prism import prism_program
@@ -95,6 +97,21 @@ def test_until_idle_ends_by_itself_and_json_is_all_that_is_printed(server: Pubsu
     assert f"3 records refused; letters in {tmp_path / 'lake' / 'dead_letters.speed'}" in call("dlq", "inspect", spec).out
 
 
+def test_an_id_that_has_a_record_is_refused_to_a_stream_and_that_of_a_stream_to_a_batch(tmp_path: Path, call: Call) -> None:
+    spec = written(tmp_path, "projects/p/subscriptions/s")
+    text = spec.read_text().replace("stream:", 'batch: [{files: "*.jsonl", format: json}]\n  stream:', 1)
+    spec.write_text(text)
+    state = str(tmp_path / ".beam_pipelines" / "readings")
+    for mode in ("batch", "stream"):
+        about = RunInfo(mode, "readings", state, mode=mode, started_at="2024-01-01T00:00:00Z")
+        write_run(state, RunResults(metadata(about, finished_at="2024-01-01T00:00:01Z"), "success"))
+    before = read_run(state, "stream"), read_run(state, "batch")
+    for mode, taken in (("stream", "stream"), ("stream", "batch"), ("batch", "stream")):
+        err = call("run", spec, "--mode", mode, "--run-id", taken, code=2).err
+        assert f"error: --run-id {taken}: is taken by a {taken} run that began 2024-01-01T00:00:00Z" in err
+    assert (read_run(state, "stream"), read_run(state, "batch")) == before
+
+
 def test_sigterm_drains_and_exits_with_0(server: PubsubServer, tmp_path: Path, call: Call) -> None:
     spec = written(tmp_path, publish(server, rows=200, broken=0))
     process = started(spec, server)
@@ -118,6 +135,29 @@ def test_sigterm_drains_and_exits_with_0(server: PubsubServer, tmp_path: Path, c
     assert "ledger   200 read = 200 good + 0 dead + 0 duplicate + 0 filtered   (balances)" in out
     panes = call("query", spec, "SELECT _pane, sum(n)::INT AS n FROM by_week GROUP BY ALL", "--format", "csv").out
     assert panes.split() == ["_pane,n", "drained,200"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_second_signal_ends_it_where_it_stands_and_the_exit_code_says_which(
+    server: PubsubServer, tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
+    spec = written(tmp_path, publish(server, rows=10, broken=0))
+    process = started(spec, server)
+    try:
+        assert process.stderr is not None
+        while "start 1" not in next(process.stderr):
+            pass
+        process.send_signal(number)
+        while "once more ends at once" not in next(process.stderr):
+            pass
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, err
+    assert f"{word}: what is stored stays, and what is not comes again with the next start." in err
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import json
 import os
 import socket
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from beam_pipelines.places import write_bytes
+from beam_pipelines.sinks.deletions import Account, Deleted, write_account
 from beam_pipelines.sinks.epochs import Start, handed_in, take_epoch
 from beam_pipelines.sinks.owners import Process, this_process
 from beam_pipelines.sinks.reached import Reached, begin, write_progress
@@ -96,3 +98,45 @@ def test_a_stream_that_a_service_runs_outlives_its_launcher(call: Call, spec: Pa
 def test_a_cluster_that_does_not_answer_is_said(call: Call, spec: Path) -> None:
     started(spec, ELSEWHERE)
     assert "Flink   Flink at 127.0.0.1:1 does not answer" in call("status", spec, "--flink-master", "127.0.0.1:1").out
+
+
+def epoch(spec: Path, number: int, *, began: str, heard: str | None = None, ended: bool = False, owner: Process | None = None) -> None:
+    start = Start(f"s{number}", began, "h", 1, owner=owner or replace(this_process(), started="5"))
+    write_bytes(f"{state(spec)}/stream/epochs/{number:06d}.json", msgspec.json.encode(start))
+    begin(state(spec), number)
+    if heard is not None:
+        ms = round(datetime.fromisoformat(heard).timestamp() * 1000)
+        write_progress(state(spec), number, Reached(ms * 1000, None, ms, ended=ended))
+
+
+def runs(call: Call, spec: Path) -> list[tuple[str, ...]]:
+    asked = call(
+        "query", spec, "SELECT run_id, status, elapsed_s, failures[1] AS why FROM runs ORDER BY started_at", "--format", "json"
+    ).out
+    return [tuple(row.values()) for row in json.loads(asked)]
+
+
+def test_starts_of_a_stream_that_left_no_record_are_among_the_runs(call: Call, spec: Path) -> None:
+    epoch(spec, 1, began="2026-11-29T00:00:00Z", heard="2026-11-29T00:10:00Z")
+    epoch(spec, 2, began="2026-11-29T01:00:00Z", heard="2026-11-29T02:00:09Z")
+    epoch(spec, 3, began="2026-11-29T02:00:00Z", heard="2026-11-29T02:30:00Z", ended=True)
+    epoch(spec, 4, began="2026-11-29T03:00:00Z")
+    by = "left no record: it was killed, ended with an error, or was taken over by run s2, which began 2026-11-29T01:00:00Z"
+    assert runs(call, spec) == [
+        ("s1", "killed", 600.0, f"{by}; last heard of 2026-11-29T00:10:00Z"),
+        ("s2", "taken over", 3609.0, "left no record: it was taken over by run s3, which began 2026-11-29T02:00:00Z; last heard of 2026-11-29T02:00:09Z"),
+        ("s4", "killed", None, "left no record: it was killed, or ended with an error; never heard of"),
+    ]  # fmt: skip
+    assert [line.split()[:2] for line in call("runs", spec).out.splitlines()[1:]] == [["s4", "killed"], ["s2", "taken"], ["s1", "killed"]]
+
+
+def test_a_start_that_may_run_or_whose_record_was_deleted_is_not_called_killed(call: Call, spec: Path) -> None:
+    epoch(spec, 1, began="2026-11-29T00:00:00Z", owner=ELSEWHERE)
+    assert runs(call, spec) == []
+    epoch(spec, 1, began="2026-11-29T00:00:00Z", owner=this_process())
+    assert runs(call, spec) == []
+    epoch(spec, 2, began="2026-11-29T01:00:00Z", owner=ELSEWHERE)
+    assert [row[:2] for row in runs(call, spec)] == [("s1", "killed")]
+    until = round(datetime.fromisoformat("2026-11-29T00:00:01Z").timestamp() * 1_000_000)
+    write_account(state(spec), Account((Deleted("runs", "runs", 0, 1, 1, until, "2026-11-30T00:00:00Z", stream=False),)))
+    assert runs(call, spec) == []

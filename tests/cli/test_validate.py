@@ -70,6 +70,7 @@ def test_help_lists_the_verbs_in_the_order_a_user_meets_them(call: Call) -> None
         "test",
         "doctor",
         "run",
+        "upgrade",
         "status",
         "backfill",
         "replay",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ def counts(path: Path) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def started(lake: Lake, cluster: Cluster, *options: str) -> Iterator[Job]:
-    """The command with the stream of `lake` on the cluster, its work done by the cluster's pool; it is killed with the block, if it has not ended."""
+def started(lake: Lake, cluster: Cluster, *options: str, flags: Sequence[str] = ()) -> Iterator[Job]:
+    """The command with the stream of `lake` on the cluster, its work done by the cluster's pool; it is killed with the block, if it has not ended. `flags` are Beam's."""
     flink = ["--runner", "flink", "--flink-master", cluster.rest, "--flink-workers", cluster.workers]
-    job = lake.start(*flink, *options, "--", "--checkpointing_interval=1000")
+    job = lake.start(*flink, *options, "--", "--checkpointing_interval=1000", *flags)
     try:
         yield job
     finally:

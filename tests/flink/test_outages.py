@@ -1,8 +1,10 @@
-"""What a stream on Flink needs goes away for a while: the broker answers nothing, checkpoints cannot be stored. Afterwards the views are what was published."""
+"""What a stream on Flink needs goes away for a while: the broker answers nothing, checkpoints cannot be stored, the job manager forgets its jobs. Afterwards the views are what was
+published."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from beam_pipelines.runners.flink.cluster import Cluster
-from tests.faults.publish import publishing
+from beam_pipelines.runners.flink.cluster import Cluster, Part
+from tests.faults.publish import publishing, stopped
 from tests.faults.stream_jobs import Lake, check
 from tests.faults.truth import messages, truth
 from tests.flink.streams import started
+from tests.flink.test_faults import written
 from tests.pubsub_servers import PubsubServer, connected
 
 pytestmark = pytest.mark.flink
@@ -67,8 +70,42 @@ def test_the_broker_and_the_checkpoint_store_go_away_and_come_back(own_flink_clu
             os.kill(pid, signal.SIGCONT)
             assert job.process.poll() is None, job.text
             with no_checkpoints(cluster):
-                job.hears("The next start follows", timeout_s=90)
+                job.hears("no checkpoint is complete for", timeout_s=90)
+            job.hears("a checkpoint is complete again", timeout_s=60)
             assert publisher.wait(180) == 0
             assert job.ended(240) == 0, job.text
-    assert lake.starts() >= 2
+    assert lake.starts() == 1
     check(lake, truth(messages(SEED, COUNT)))
+
+
+def test_a_job_manager_without_high_availability_dies_and_the_next_start_follows(
+    own_flink_cluster: Cluster, own_broker: PubsubServer, tmp_path: Path
+) -> None:
+    cluster = own_flink_cluster
+    topic, subscription = own_broker.pair(ack_deadline_seconds=10)
+    lake = Lake.make(tmp_path, subscription, own_broker.environment)
+    with started(lake, cluster, "--until-idle", "10s") as job, publishing(topic, SEED, 90_000, PER_SECOND, lake.environment) as publisher:
+        job.hears("acknowledged", timeout_s=120)
+        cluster = forgetful(cluster)
+        job.hears("does not know the job any more. The next start follows", timeout_s=120)
+        written(lake, after=time.time(), job=job)
+        count = stopped(publisher)
+        assert job.ended(240) == 0, job.text
+    assert lake.starts() >= 2
+    check(lake, truth(messages(SEED, count)))
+
+
+def forgetful(cluster: Cluster) -> Cluster:
+    """The cluster after kill -9 of its job manager, which has come back and knows no job."""
+    for part in LASTING:
+        cluster.kill(part)
+    for name in ("recovery", "zookeeper"):
+        shutil.rmtree(cluster.folder / name)
+        (cluster.folder / name).mkdir()
+    for part in LASTING:
+        cluster = cluster.restart(part)
+    cluster.wait_until_ready()
+    return cluster
+
+
+LASTING: tuple[Part, ...] = ("zookeeper", "job manager")

@@ -5,13 +5,18 @@ The check and the key that are new decide nothing otherwise than before, so that
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from beam_pipelines.runners.flink.cluster import Cluster
+from beam_pipelines.sinks.epochs import all_starts
 from tests.faults.publish import publishing
-from tests.faults.stream_jobs import Lake, check
+from tests.faults.stream_jobs import Job, Lake, check
 from tests.faults.truth import SPEC, messages, truth
 from tests.flink.streams import started
 from tests.pubsub_servers import PubsubServer
@@ -23,6 +28,25 @@ CHANGED_CHECK = SPEC + '\nchecks: [{name: plausible, expr: "cents < 10_000"}]\n'
 CHANGED_KEY = CHANGED_CHECK.replace("key: [id]", "key: [part, id]").replace(
     "  columns:", '  columns:\n    part: {type: int32, expr: "id % 7"}'
 )
+
+
+@contextmanager
+def upgraded(lake: Lake, cluster: Cluster, *options: str) -> Iterator[Job]:
+    """`upgrade` in place of `run`, as `started` otherwise."""
+    flink = ["--runner", "flink", "--flink-master", cluster.rest, "--flink-workers", cluster.workers]
+    given = ["upgrade", "spec.yaml", "--set", f"subscription={lake.subscription}", *flink, *options, "--", "--checkpointing_interval=1000"]
+    command = [sys.executable, "-c", "from beam_pipelines.cli import main; main()", *given]
+    nothing = subprocess.DEVNULL
+    job = Job(
+        subprocess.Popen(
+            command, cwd=lake.folder, env=dict(lake.environment), stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, text=True
+        )
+    )
+    try:
+        yield job
+    finally:
+        if job.process.poll() is None:
+            job.kill()
 
 
 def test_a_changed_spec_takes_over_from_a_killed_command_and_from_one_that_runs(
@@ -38,16 +62,26 @@ def test_a_changed_spec_takes_over_from_a_killed_command_and_from_one_that_runs(
         assert [job.ended for job in cluster.client.jobs()] == [False], "with workers in a pool the job stays"
 
         (tmp_path / "spec.yaml").write_text(CHANGED_CHECK, "utf-8")
-        with started(lake, cluster) as second:
+        with upgraded(lake, cluster) as second:
             second.hears("of an earlier start still runs, and is cancelled", timeout_s=60)
             second.hears("acknowledged", timeout_s=120)
             (tmp_path / "spec.yaml").write_text(CHANGED_KEY, "utf-8")
-            with started(lake, cluster, "--until-idle", "25s") as third:
+            with upgraded(lake, cluster) as refused:
+                assert refused.ended(60) == 1
+                assert "--accept contract.key" in refused.text
+            assert lake.starts() == 2
+            assert second.process.poll() is None
+            assert [job.ended for job in cluster.client.jobs()].count(False) == 1
+            with upgraded(lake, cluster, "--accept", "contract.key", "--until-idle", "25s") as third:
                 third.hears(" written", timeout_s=120)  # of the archive; on a busy machine nothing may be left to acknowledge
                 assert second.ended(60) == 1
                 assert "this stream was taken over by a later start" in second.text
                 assert publisher.wait(120) == 0
                 assert third.ended(180) == 0, third.text
     assert all(job.ended for job in cluster.client.jobs())
-    assert lake.starts() == 3
+    starts = all_starts(lake.state)
+    assert len(starts) == 3
+    assert {(start.versions["engine"], start.versions["Flink"].rpartition(".")[0]) for start in starts.values()} == {
+        ("FlinkRunner", "1.19")
+    }
     check(lake, truth(messages(SEED, COUNT)))

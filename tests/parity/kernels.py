@@ -36,12 +36,14 @@ from beam_pipelines.arrow.window_panes import Fired, Shard
 from beam_pipelines.formats.archive import raw_batch
 from beam_pipelines.spec.horizon import compared_late
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.testing.outcomes import LETTER, letters_of
+from beam_pipelines.testing.timeline import messages_batch
 from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows
 from beam_pipelines.transforms.prepare import row_program
-from tests.parity.graph import FAR, LETTER, letters_of, messages_batch, panes_of, rows_of, spec_in
+from tests.parity.graph import FAR, panes_of, rows_of, spec_in
 from tests.parity.outcomes import Ledger, Outcome
-from tests.parity.specs import NAME, Setting
-from tests.parity.timelines import Message, Timeline, micros
+from tests.parity.specs import NAME, SUBSCRIPTION, Setting
+from tests.parity.timelines import Message, Timeline, delivered, micros
 
 SHARDS = 2
 
@@ -61,7 +63,7 @@ def _program(setting: Setting) -> Program:
 
 def _split(messages: Sequence[Message], setting: Setting) -> tuple[pa.RecordBatch, pa.RecordBatch, pa.RecordBatch]:
     """Valid rows, letters, and doors of filtered rows."""
-    raw = raw_batch(messages_batch(messages))
+    raw = raw_batch(messages_batch(delivered(messages), SUBSCRIPTION))
     split = _program(setting)(raw)
     return split.rows, split.dead, filtered_doors(raw, split.rows, split.dead)
 

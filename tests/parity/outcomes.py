@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from beam_pipelines.testing.outcomes import Ledger
+from beam_pipelines.testing.outcomes import Outcome as Stored
+
+__all__ = ["Ledger", "Outcome", "Pane", "Window", "same_measures"]
+
 Window = tuple[int, int]
 """Start and end in microseconds since 1970."""
 Pane = tuple[Window, str | None]
@@ -18,37 +23,11 @@ QUANTILE = "middle"
 _ACCURACY = 0.01  # of quantiles, against plain Python
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """Numbers of messages by door; dead letters by `stage:REASON`."""
-
-    read: int
-    written: int
-    dead: int
-    duplicate: int
-    filtered: int
-    late: int
-    reasons: Mapping[str, int]
-
-
 @dataclass
-class Outcome:
-    """`rows` and `letters` by number of the message; `panes` the final one of each group and window."""
+class Outcome(Stored):
+    """Also what a stream says of itself: rows for closed windows, by their start in microseconds."""
 
-    rows: dict[int, tuple[Any, ...]]
-    letters: dict[int, tuple[str, ...]]
-    panes: dict[Pane, dict[str, Any]]
-    ledger: Ledger
-    spoken: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # letters whole: message, failures, raw; the rules do not know them
-    wrong: list[str] = field(default_factory=list)  # a run that failed, a ledger that does not balance, what stands there twice
-    stale: Counter[int] = field(default_factory=Counter)  # rows for closed windows, by their start in microseconds: of a stream
-
-    def door(self, number: int) -> str:
-        """Where a message left, in a word or two."""
-        letters = self.letters.get(number, ())
-        if number in self.rows:
-            return " ".join(["written", *(text.partition(":")[2] for text in letters)])
-        return " ".join(letters) or "dropped"
+    stale: Counter[int] = field(default_factory=Counter)
 
 
 def same_measures(mine: Mapping[str, Any], other: Mapping[str, Any], *, roughly: bool = False) -> bool:

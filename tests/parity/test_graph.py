@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipelines.spec.horizon import compared_late
+from beam_pipelines.testing.quick import quick
 from tests.parity import graph
 from tests.parity.budget import BUNDLES, tried
-from tests.parity.quick import quick
 from tests.parity.specs import KINDS, Setting, settings_of
 from tests.parity.timelines import Timeline, timelines
 from tests.parity.verdict import agree

@@ -18,6 +18,8 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from beam_pipelines.testing.timeline import Delivery, Step
+
 BEGIN = dt.datetime(2026, 3, 28, 22, 30, tzinfo=dt.UTC)
 BROKEN = ('{"id": 1', "nonsense", "[1]", '{"id": 1, "id": 2}', '{"id": NaN}')
 NEVER = "soon"
@@ -84,6 +86,16 @@ class Timeline:
     def messages(self) -> list[Message]:
         """Each message once."""
         return sorted({m.number: m for _, m in self.deliveries}.values(), key=lambda m: m.number)
+
+
+def delivered(messages: Sequence[Message]) -> tuple[Delivery, ...]:
+    """Messages as a pull gives them."""
+    return tuple(Delivery(m.number, m.data, micros(m.arrival), str(m.number)) for m in messages)
+
+
+def steps(timeline: Timeline) -> list[Step]:
+    """The timeline as the testing kit plays it."""
+    return [Step(micros(b.watermark), tuple(map(delivered, b.batches))) for b in timeline.bundles]
 
 
 def instant(minutes: int) -> dt.datetime:

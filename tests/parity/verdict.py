@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from beam_pipelines.testing.outcomes import aligned, counts, described, unlike, unlike_letters
 from tests.parity.differences import Excused, excused, unjustified
-from tests.parity.outcomes import Ledger, Outcome, Pane, same_measures
+from tests.parity.outcomes import Outcome, Pane, same_measures
 from tests.parity.rules import ruled
 from tests.parity.specs import Setting
 from tests.parity.timelines import NEVER, Message, Timeline, instant
@@ -49,7 +50,7 @@ def _apart(name: str, mine: Outcome, other_name: str, other: Outcome, left_out: 
     roughly = other_name == "rules"
 
     def differ(what: str, a: Any, b: Any) -> str:
-        return f"{what}: {name} {_shown(a)}; {other_name} {_shown(b)}"
+        return f"{what}: {name} {described(a)}; {other_name} {described(b)}"
 
     found = []
     for number in sorted(({*mine.rows, *other.rows, *mine.letters, *other.letters}) - left_out.messages):
@@ -58,54 +59,25 @@ def _apart(name: str, mine: Outcome, other_name: str, other: Outcome, left_out: 
         if mine.letters.get(number) != other.letters.get(number):
             found.append(differ(f"letters of message {number}", mine.letters.get(number), other.letters.get(number)))
         elif not roughly and mine.spoken.get(number) != other.spoken.get(number):
-            found.append(differ(f"letters of message {number}", *_unlike_letters(mine.spoken[number], other.spoken[number])))
+            found.append(differ(f"letters of message {number}", *unlike_letters(mine.spoken[number], other.spoken[number])))
     for pane in sorted({*mine.panes, *other.panes} - left_out.panes, key=str):
         a, b = mine.panes.get(pane), other.panes.get(pane)
         if a is None or b is None or not same_measures(a, b, roughly=roughly):
             found.append(differ(_pane(pane), *_unlike(a, b)))
-    for what, count in _counts(bool(left_out.messages)):
+    for what, count in counts(bool(left_out.messages)):
         if count(mine.ledger) != count(other.ledger):
             found.append(differ(f"ledger, {what}", count(mine.ledger), count(other.ledger)))
     return found
 
 
-def _counts(some_left_out: bool) -> Iterator[tuple[str, Callable[[Ledger], Any]]]:
-    """What of two ledgers must be equal. Where it is not known which of some copies are duplicates, they are one or the other."""
-    yield "read", lambda x: x.read
-    yield "dead", lambda x: x.dead
-    yield "filtered", lambda x: x.filtered
-    yield "written or duplicate", lambda x: x.written + x.duplicate
-    if not some_left_out:
-        yield "duplicate", lambda x: x.duplicate
-        yield "late", lambda x: x.late
-        yield "reasons", lambda x: dict(x.reasons)
-
-
 def _unlike(a: dict[str, Any] | None, b: dict[str, Any] | None) -> tuple[Any, Any]:
     """Of two panes the measures that differ."""
-    if a is None or b is None:
-        return a, b
-    names = [n for n in a if a[n] != b[n]]
-    return {n: a[n] for n in names}, {n: b[n] for n in names}
-
-
-def _unlike_letters(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Of letters for the same reasons the parts that differ: message, failures, raw."""
-    pairs = [(x, y) for mine, other in zip(a, b, strict=True) for x, y in zip(mine, other, strict=True) if x != y]
-    return "; ".join(str(x) for x, _ in pairs), "; ".join(str(y) for _, y in pairs)
+    return unlike(a, b, [n for n in a if b is not None and a[n] != b[n]] if a is not None else [])
 
 
 def _pane(pane: Pane) -> str:
     (start, end), group = pane
     return f"pane [{_time(start)}, {_time(end)}) of {group}"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return " ".join(f"{n}={v}" for n, v in value.items()) or "nothing"
-    return str(value)
 
 
 def _time(at: int) -> str:
@@ -127,8 +99,7 @@ def table(timeline: Timeline, setting: Setting, batch: Outcome, stream: Outcome,
             said = [outcome.door(message.number) for outcome in (batch, stream, rules, streamed)]
             ruled_by = said[2] if said[2] == said[3] else f"{said[2]}, of a stream {said[3]}"
             rows.append([mark, *_described(message), *said[:2], ruled_by])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     read = "what the stream archived" if not timeline.shuffled else f"{_numbers(timeline.shuffled)}"
     return [str(setting), *lines, "", f"the batch read {read}", *_stale(stream)]
 

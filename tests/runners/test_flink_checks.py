@@ -29,10 +29,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(
-    serve: Serve, *flags: str, workers: str | None = None, mode: str = "stream", settings: dict[str, str] | None = None, loaded: LoadedSpec | None = None, **about: Any
+    serve: Serve, *flags: str, workers: str | None = None, mode: str = "stream", settings: dict[str, str] | None = None, loaded: LoadedSpec | None = None,
+    checkpoints: dict[str, object] | None = None, **about: Any
 ) -> dict[str, Finding]:  # fmt: skip
     config = [{"key": key, "value": value} for key, value in (settings or {}).items()]
-    rest = serve({("GET", "/overview"): [(200, {**OVERVIEW, **about})], ("GET", "/jobmanager/config"): [(200, config)]})
+    jobs = [] if checkpoints is None else [{"jid": "a1", "name": "s1", "state": "RUNNING", "start-time": 5, "duration": 7}]
+    rest = serve({
+        ("GET", "/overview"): [(200, {**OVERVIEW, **about})], ("GET", "/jobmanager/config"): [(200, config)],
+        ("GET", "/jobs/overview"): [(200, {"jobs": jobs})], ("GET", "/jobs/a1/checkpoints"): [(200, checkpoints)],
+    })  # fmt: skip
     return {finding.check: finding for finding in look_at_flink(Flink(rest.address, workers), flags, (mode,), loaded)}
 
 
@@ -82,6 +87,31 @@ def test_checkpoints_are_looked_for_where_the_cluster_says(serve: Serve, tmp_pat
     (tmp_path / "file").write_text("")
     assert "checkpoints" not in found(serve, mode="batch")
     assert found(serve, settings={"state.checkpoints.dir": f"file://{tmp_path}/file/checkpoints"})["checkpoints"].state == "bad"
+
+
+def test_a_bucket_is_proved_by_the_checkpoints_of_a_job_and_disproved_by_one_that_failed_since(serve: Serve) -> None:
+    def checkpoints(path: str, **latest: object) -> dict[str, object]:
+        done = {"id": 7, "external_path": path, "state_size": 2_000_000, "end_to_end_duration": 1500, "trigger_timestamp": 4}
+        counts = {"completed": 7, "failed": len(latest), "in_progress": 0, "restored": 0}
+        return {"counts": counts, "latest": {"completed": done, "savepoint": None, **latest}}
+
+    settings = {"state.checkpoints.dir": "gs://bucket/flink/checkpoints"}
+    there, elsewhere = "gs://bucket/flink/checkpoints/a1/chk-7", "gs://bucket/flink/checkpoints-2/a1/chk-7"
+    good = found(serve, settings=settings, checkpoints=checkpoints(there))["checkpoints"]
+    assert good.state == "good"
+    assert good.found.startswith("in gs://bucket/flink/checkpoints; the last of job s1 came ")
+    assert good.found.endswith(" s ago, of 2.0 MB in 1.5 s")
+    assert found(serve, settings=settings, checkpoints=checkpoints(elsewhere))["checkpoints"].state == "not looked at"
+    for number, state in ((6, "good"), (8, "warning")):
+        failed = {"id": number, "failure_message": "Checkpoint expired before completing."}
+        later = found(serve, settings=settings, checkpoints=checkpoints(there, failed=failed))["checkpoints"]
+        assert (later.state, "a later one failed: Checkpoint expired" in later.found) == (state, state == "warning")
+
+
+def test_a_cluster_without_a_place_for_savepoints_cannot_end_a_stream_in_order(serve: Serve) -> None:
+    place = {"state.checkpoints.dir": "gs://bucket/flink/checkpoints"}
+    assert found(serve, settings=place)["savepoints"].state == "warning"
+    assert "savepoints" not in found(serve, settings={**place, "state.savepoints.dir": "gs://bucket/flink/savepoints"})
 
 
 def test_an_interval_under_which_leases_end_is_a_warning_and_one_under_which_nothing_is_acknowledged_is_bad(

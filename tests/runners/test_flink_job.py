@@ -10,8 +10,9 @@ import pytest
 
 from beam_pipelines import draining
 from beam_pipelines.errors import RunError, SinkError, SpecError, TransientError
+from beam_pipelines.runners.flink.checkpoint_watch import LOST_S
 from beam_pipelines.runners.flink.job import MOST_SOURCE_BYTES, FlinkJob, JobLostError, job_server_jar
-from beam_pipelines.runners.flink.rest import Failure, Job
+from beam_pipelines.runners.flink.rest import Checkpoints, Failure, Job
 from beam_pipelines.runners.options import Flink
 
 LOST = Failure(
@@ -32,6 +33,8 @@ class Script:
     state: str = "RUNNING"
     known: list[Failure] = field(default_factory=list)
     silent: bool = False
+    forgotten: bool = False
+    address: str = "x"
     state_of: dict[str, int] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     stopped: list[bool] = field(default_factory=list)
@@ -42,6 +45,8 @@ class Script:
     def job(self, job: str) -> Job:
         if self.silent:
             raise TransientError("Flink at x does not answer.")
+        if self.forgotten:
+            raise RunError(f"Flink at x: /jobs/{job}: FlinkJobNotFoundException: Could not find Flink job ({job})")
         return Job("j1", "run-1", self.state, 0, 0)
 
     def failures(self, job: str) -> list[Failure]:
@@ -49,6 +54,12 @@ class Script:
 
     def state_bytes(self, job: str) -> dict[str, int]:
         return self.state_of
+
+    def checkpoints(self, job: str) -> Checkpoints:
+        return Checkpoints(0, 0, 0, 0, None, None)
+
+    def checkpoint_interval_ms(self, job: str) -> int:
+        return 1_000
 
     def cancel(self, job: str) -> None:
         self.cancelled.append(job)
@@ -173,6 +184,26 @@ def test_a_job_manager_that_is_away_is_waited_for_and_said_once() -> None:
     assert said == ["Flink at x does not answer. The job may go on; waiting."]
 
 
+@pytest.mark.parametrize(("streaming", "expected"), [(True, JobLostError), (False, RunError)])
+def test_a_job_manager_that_has_forgotten_the_job_has_lost_it(
+    streaming: bool, expected: type[RunError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for server_dies in (False, True):
+        script, server, said = Script(), Server(), list[str]()
+        job = following(script, server, said, streaming=streaming)
+        assert not job.wait(0.05)
+        script.forgotten = True
+        assert not job.wait(0.05), "it may be looking for its jobs"
+        if server_dies:
+            server.dead = True
+            monkeypatch.setattr("beam_pipelines.runners.flink.job._RECOVERY_S", 0.02)
+        else:
+            server.failed = "FlinkJobNotFoundException"
+        with pytest.raises(RunError, match="Flink at x does not know the job any more") as raised:
+            job.wait(5.0)
+        assert type(raised.value) is expected
+
+
 def test_a_stream_whose_sources_have_ended_is_stopped_with_a_savepoint() -> None:
     script, server = Script(), Server()
     job = following(script, server, [], streaming=True)
@@ -193,6 +224,21 @@ def test_a_source_that_has_grown_heavy_is_started_anew_and_no_other_task() -> No
     with pytest.raises(JobLostError, match="the source's state has grown to 64 MB"):
         job.wait(1.0)
     assert server.cancelled
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_stream_whose_checkpoints_are_never_complete_is_started_anew_and_no_batch(streaming: bool) -> None:
+    script, server, now = Script(), Server(), [0.0]
+    job = following(script, server, [], streaming=streaming)
+    job._watch.clock = lambda: now[0]
+    assert not job.wait(0.05)
+    now[0] = LOST_S
+    if streaming:
+        with pytest.raises(JobLostError, match=r"no checkpoint was complete for 30 minutes: none was begun\. See docs/flink\.md"):
+            job.wait(1.0)
+    else:
+        assert not job.wait(0.05)
+    assert server.cancelled == streaming
 
 
 def test_beam_has_no_runner_for_a_cluster_that_old() -> None:

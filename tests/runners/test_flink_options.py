@@ -19,6 +19,8 @@ def test_a_stream_has_what_keeps_it_from_hanging_or_never_acknowledging() -> Non
     assert options.view_as(StandardOptions).streaming
     assert job.finish_bundle_before_checkpointing, "else a checkpoint in the source's first bundle buries its only element"
     assert job.checkpointing_interval == 10_000
+    assert job.checkpoint_timeout_millis == 600_000
+    assert job.fail_on_checkpointing_errors is False, "else a job begins anew with every checkpoint that a store refuses"
     assert job.max_bundle_time_mills == 200
     assert options.view_as(FlinkRunnerOptions).parallelism == 1
     portable = options.view_as(PortableOptions)
@@ -50,7 +52,9 @@ def test_what_a_user_says_stays() -> None:
     [
         (["--checkpointing_interval=0"], "without checkpoints no message is ever acknowledged"),
         (["--checkpointing_interval=-1"], "without checkpoints no message is ever acknowledged"),
-        (["--checkpointing_interval=3600000"], "held for an hour at most. Give at most 1200000"),
+        (["--checkpointing_interval=3600000"], "held for an hour at most. Give at most 1800000"),
+        (["--checkpointing_interval=1200001"], "checkpoint_timeout_millis=600000: a message is acknowledged when the second checkpoint"),
+        (["--checkpoint_timeout_millis=1800000"], "held for an hour at most. Give at most 1800000"),
         (["--environment_type=DOCKER"], "must be known to the command, which asks it to end. Name a pool of workers by --flink-workers"),
         (["--flink_master=x:1"], "--flink_master after --: the cluster is not a Beam option here"),
         (["--job_endpoint=x:1"], "--job_endpoint after --"),
@@ -60,6 +64,12 @@ def test_what_a_user_says_stays() -> None:
 def test_what_would_lose_rows_or_do_nothing_is_refused(flags: list[str], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         flink_options("here:1", "pool:50000", flags, streaming=True, slots=8, task_managers=3)
+
+
+def test_a_user_may_have_longer_checkpoints_and_a_job_that_fails_with_them() -> None:
+    flags = ["--checkpointing_interval=60000", "--checkpoint_timeout_millis=1740000", "--fail_on_checkpointing_errors=true"]
+    job = flink_options("here:1", LOOPBACK, flags, streaming=True, slots=8).view_as(FlinkJobOptions)
+    assert (job.checkpoint_timeout_millis, job.fail_on_checkpointing_errors) == (1_740_000, True)
 
 
 def test_options_of_the_runner_are_known_where_they_are_checked() -> None:

@@ -104,6 +104,16 @@ def test_parquet_and_json_lines(tmp_path: Path) -> None:
     assert sent.out[0][2]["at"] == "2012-12-31T23:00:00Z"
 
 
+def test_folders_that_look_like_partitions_add_nothing_to_a_message(tmp_path: Path) -> None:
+    folder = tmp_path / "env=prod" / "id=9"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"id": [1], "at": [datetime(2013, 1, 2, tzinfo=UTC)]}), folder / "a.parquet")
+    (folder / "a.csv").write_text("id,at\n1,2013-01-02T00:00:00Z\n")
+    for name in ("a.parquet", "a.csv"):
+        sent, _ = played(Plan((str(folder / name),), "at", "at"))
+        assert [json.loads(data) for _, data, _ in sent.out] == [{"id": 1}]
+
+
 def test_duplicates_and_broken_messages_are_added_and_chosen_by_the_seed(tmp_path: Path) -> None:
     lines = [f"{n},{datetime.fromtimestamp(n, UTC).isoformat()}" for n in range(2_000)]
     (tmp_path / "a.csv").write_text("\n".join(["id,at", *lines]))

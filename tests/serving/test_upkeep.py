@@ -33,7 +33,7 @@ from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.reached import Reached, write_progress
-from beam_pipelines.sinks.results import RunResults, list_runs, metadata, write_run
+from beam_pipelines.sinks.results import KeptLetters, RunResults, list_runs, metadata, write_run
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.settling import plain_files
 from tests.formats.archived import messages
@@ -417,6 +417,26 @@ def test_records_of_runs_stay_where_an_output_names_them_and_the_newest_twenty(t
     report = compact(made)
     assert [(d.of, d.files) for d in report.deleted] == [("runs", 29)]
     assert {r.metadata.run_id for r in list_runs(made.state)} == {"committed", *(f"r{age:02}" for age in range(31))}
+
+
+def test_letters_of_old_failed_runs_go_and_are_on_record_and_their_record_stays_as_long_as_they_do(tmp_path: Path) -> None:
+    made = Twin(tmp_path, text=SPEC + "retention: {dead_letters: 30d, runs: 30d}\n")
+    made.know()
+    folder = tmp_path / "dead" / ".failed"
+    for age in (0, *range(10, 400, 10)):
+        run = RunInfo(f"r{age:03}", "twin", made.state, started_at=_iso(NOW - age * DAY))
+        kept = KeptLetters("dead_letters", str(folder), "parquet", (f"run_id={run.run_id}/part-a.parquet.failed",), 7, 1)
+        has = age in (0, 20, 390)
+        write_run(made.state, RunResults(metadata(run, finished_at=_iso(NOW)), "failed", kept_letters=kept if has else None))
+        if has:
+            (folder / kept.files[0]).parent.mkdir(parents=True)
+            (folder / kept.files[0]).write_bytes(b"x")
+    report = compact(made)
+    assert [(d.of, d.rows, d.files, d.stream) for d in report.deleted if d.of != "runs"] == [("letters of failed runs", 7, 1, False)]
+    assert {p.name for p in folder.iterdir()} == {"run_id=r000", "run_id=r020"}
+    assert "r390" in {r.metadata.run_id for r in list_runs(made.state)}
+    compact(made, run_id="compact-2")
+    assert "r390" not in {r.metadata.run_id for r in list_runs(made.state)}
 
 
 def _iso(at: int) -> str:

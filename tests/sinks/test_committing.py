@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,65 @@ def test_the_same_run_id_commits_once(lake: Lake) -> None:
     assert again == first
     assert lake.view() == lake.glob() == BEFORE
     assert lake.files() == [f for f in lake.files() if f.endswith(".parquet")]
+
+
+@pytest.mark.parametrize("more", [{}, {"partitions": ()}, {"format": "csv", "partitions": ()}, {"format": "jsonl", "partitions": ()}])
+def test_folders_above_an_output_that_look_like_partitions_change_nothing_of_what_is_read(tmp_path: Path, more: dict[str, Any]) -> None:
+    lake = Lake(tmp_path / "k=other" / "n=99" / "_source=x")
+    written = [(1, "a/b=c%d ü"), (2, None), (3, "b")]
+    lake.go("r1", lake.output(**more), rows(*written))
+    assert lake.view() == sorted(written, key=repr)
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files and folders that were synced, in order, by the names that they had then."""
+    seen: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        seen.append(os.readlink(f"/proc/self/fd/{handle}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return seen
+
+
+def test_all_that_a_commit_names_is_on_disk_before_the_commit_is(lake: Lake, synced: list[str]) -> None:
+    run, output = lake.run("r1"), lake.output()
+    elements = lake.stage(run, output, rows(*((n, f"k{n}") for n in range(30))))
+    staged = {path for kind, *_, path, _, _ in (e for e in elements if e[0] == "file")}
+    assert len(staged) == 30
+    for step in commit_steps(lake.work(run, [output], elements)):
+        if step == "decide":
+            break
+    decided = next(at for at, path in enumerate(synced) if path.startswith(f"{lake.state}/commits/"))
+    assert staged | {str(Path(path).parent) for path in staged} | {output.staging, output.path} <= set(synced[:decided])
+    assert synced[-1] == "/"  # the commit's own name is, up to the root
+    assert f"{lake.state}/commits" in synced[decided:]
+
+
+def test_a_commit_is_done_when_files_have_their_names_and_lost_theirs_for_good(lake: Lake, synced: list[str]) -> None:
+    lake.go("r1", lake.output(replace="all"), OLD)
+    steps = lake.steps(lake.run("r2"), lake.output(replace="all"), NEW)
+    for step in steps:
+        if step == "delete out":
+            synced.clear()
+        elif step == "record":
+            break
+    folders = {str(Path(path).parent) for path in live_files(lake.state, "out")}
+    record = next(at for at, path in enumerate(synced) if path.startswith(f"{lake.state}/runs/"))
+    assert folders | {lake.output().path} <= set(synced[:record])  # of a folder that went, the one above it
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_the_parts_of_one_file_are_on_disk_before_it_has_its_name(lake: Lake, synced: list[str], kind: str) -> None:
+    output = lake.output(f"out.{kind}", format=kind, partitions=())
+    for step in lake.steps(lake.run("r1"), output, NEW):
+        if step == f"merge out.{kind}":
+            assert any(path.endswith("merged.inprogress") for path in synced)
+            return
+    pytest.fail("nothing was merged")
 
 
 def test_files_left_by_a_lost_state_are_replaced_with_their_partition(lake: Lake, tmp_path: Path) -> None:

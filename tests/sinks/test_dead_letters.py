@@ -14,12 +14,13 @@ import pytest
 from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.masking import SEALED, open_sealed
 from beam_pipelines.arrow.quiet import HIDDEN
-from beam_pipelines.arrow.schema import RAW_BATCH, Failure, Rejected, dead_letters, provenance
+from beam_pipelines.arrow.schema import DEAD_LETTERS, RAW_BATCH, Failure, Rejected, dead_letters, provenance
 from beam_pipelines.errors import SpecError
 from beam_pipelines.sinks.commit import Commit
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
+from beam_pipelines.sinks.failed_letters import kept_sql
 from beam_pipelines.sinks.manifest import snapshots
-from beam_pipelines.sinks.results import read_run
+from beam_pipelines.sinks.results import KeptLetters, read_run
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.spec.models import Thresholds
@@ -104,6 +105,33 @@ def test_a_failed_run_commits_no_letters(tmp_path: Path) -> None:
         job(tmp_path, "r2", {"a": (1, 2)}, thresholds=Thresholds(dead_letters=0.1))
     assert placed(tmp_path) == [("a", 1, "r1")]
     assert read_run(str(tmp_path), "r2").failures == ("dead_letters: 100.00% of the rows read; at most 10.00% allowed",)
+
+
+def fail(state: Path, run_id: str, positions: tuple[int, ...], **more: Any) -> KeptLetters:
+    with pytest.raises(RuntimeError, match=f"run '{run_id}' failed"):
+        job(state, run_id, {"a": positions}, thresholds=Thresholds(dead_letters=0.1), **more)
+    kept = read_run(str(state), run_id).kept_letters
+    assert kept is not None
+    return kept
+
+
+@pytest.mark.parametrize("name", ["dead", "dead.csv", "dead.csv.gz", "dead.jsonl", "dead.jsonl.gz", "folder_of_lines"])
+def test_letters_of_a_failed_run_are_kept_whole_and_in_no_output(tmp_path: Path, name: str) -> None:
+    path, kind = str(tmp_path / name), "csv" if ".csv" in name else "jsonl"
+    sink = {"sink": ParquetSink(path=path)} if name == "dead" else {"sink": TextSink(path=path), "text_format": kind}
+    kept = fail(tmp_path / "state", "r1", (1, 2), **sink)
+    found = duckdb.connect().sql(f"SELECT * FROM ({kept_sql(kept)}) ORDER BY position").to_arrow_table().cast(DEAD_LETTERS)
+    assert [(r["position"], r["run_id"], r["raw"]) for r in found.to_pylist()] == [(1, "r1", b"line 1"), (2, "r1", b"line 2")]
+    assert [f["column"] for f in found["failures"][0].as_py()] == ["n", "id"]
+    assert (kept.rows, kept.output) == (2, "dead_letters")
+    assert list(tmp_path.rglob("*.inprogress")) == [], "nothing is left in the staging folder"
+    assert duckdb.connect().sql(f"SELECT count(*) FROM glob('{tmp_path}/**/*.{name.partition('.')[2] or 'parquet'}')").fetchall() == [(0,)]
+
+
+def test_letters_of_the_newest_five_failed_runs_are_kept(tmp_path: Path) -> None:
+    for number in (3, 9, 1, 2, 8, 7, 4):  # ids do not sort by time
+        kept = fail(tmp_path, f"r{number}", (1,))
+    assert {p.name for p in Path(kept.folder).iterdir()} == {f"run_id=r{n}" for n in (1, 2, 8, 7, 4)}
 
 
 def test_with_sensitive_columns_bytes_are_left_out_and_quotes_hidden(tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ def test_of_copies_of_a_row_the_newest_runs_is_seen(tmp_path: Path) -> None:
     assert speed.ask("SELECT n, _run_id FROM rows ORDER BY n") == [{"n": 1, "_run_id": "r1"}, {"n": 2, "_run_id": "r2"}]
 
 
+def test_folders_above_a_lake_that_look_like_partitions_change_nothing_of_what_is_read(tmp_path: Path) -> None:
+    speed = Speed(tmp_path / "k=other" / "n=99" / "run_id=x" / "epoch=7")
+    speed.store(speed.writing(by=["k"]), rows([1, 2]))
+    speed.letter(letters([3]))
+    assert speed.ask("SELECT n, k FROM rows ORDER BY n") == [{"n": 1, "k": "01"}, {"n": 2, "k": "02"}]
+    assert speed.ask("SELECT position, run_id FROM dead_letters") == [{"position": 3, "run_id": "r1"}]
+
+
 def test_the_same_position_of_two_sources_is_two_rows(tmp_path: Path) -> None:
     speed = Speed(tmp_path)
     speed.store(speed.writing(), rows([1], source="a", change=1), rows([1], source="b", change=1), rows([1], source="a", change=-1))

@@ -67,7 +67,12 @@ def test_a_directory_gives_its_files_and_not_its_hidden_ones(tmp_path: Path) -> 
         lines(tmp_path, name, range(1))
     (tmp_path / "below").mkdir()
     lines(tmp_path / "below", "c.jsonl", range(1))
-    assert [Path(path).name for path, _ in list_files([str(tmp_path)])] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    for hidden in (".beam_pipelines/runs", "below/_temporary", ".staging"):
+        (tmp_path / hidden).mkdir(parents=True)
+        lines(tmp_path / hidden, "d.jsonl", range(1))
+    (tmp_path / "_day=1").mkdir()
+    lines(tmp_path / "_day=1", "z.jsonl", range(1))
+    assert [Path(path).name for path, _ in list_files([str(tmp_path)])] == ["z.jsonl", "a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 def test_a_file_matched_twice_is_read_once(tmp_path: Path) -> None:
@@ -89,6 +94,38 @@ def test_compressed_files_are_read_whole(tmp_path: Path) -> None:
     ranges = file_ranges(of, CONTRACT)
     assert [(r.start, r.end) for r in ranges] == [(0, -1)]
     assert len(raw(ranges[0], of)) == 100
+
+
+def test_a_gzip_with_wrong_bytes_is_one_dead_letter_and_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    packed = bytearray(gzip.compress(b"".join(b'{"n": %d}\n' % (n * n) for n in range(20_000))))
+    packed[len(packed) // 3] ^= 4
+    path.write_bytes(packed)
+    of = source(path)
+    (part,) = file_ranges(of, CONTRACT)
+    (broken,) = read_range(part, of, CONTRACT)
+    assert isinstance(broken, Broken)
+    assert (broken.position, broken.reason) == (0, "FILE")
+    assert "corrupt gzip file" in broken.message
+    *seen, last = read_range(part, of, CONTRACT, at_once=True)
+    assert any(not isinstance(piece, Broken) for piece in seen)
+    assert isinstance(last, Broken)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_folders_that_look_like_partitions_are_no_columns_of_their_files(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "n=7" / "env=prod"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text("n\n1\n")
+    pq.write_table(pa.table({"n": [1]}), folder / "a.parquet")
+    of = FileSource.model_validate({"files": f"{tmp_path}/n=*/env=*/*.{kind}", "format": kind})
+    (part,) = file_ranges(of, CONTRACT)
+    (batch,) = read_range(part, of, CONTRACT)
+    assert isinstance(batch, pa.RecordBatch)
+    found = batch.column("n").to_pylist() if kind == "parquet" else raw(part, of)
+    assert found == ([1] if kind == "parquet" else [b"1"])
+    assert "env" not in batch.schema.names
+    assert batch.column("_source").to_pylist() == [str(folder / f"a.{kind}")]
 
 
 def test_a_file_that_vanished_is_one_dead_letter_and_costs_no_other_file(tmp_path: Path) -> None:

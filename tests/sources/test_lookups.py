@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import fastavro
@@ -76,6 +77,16 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 no")
     with pytest.raises(RunError, match=r"a\.parquet: is no valid parquet file"):
         lookup(path, "parquet")()
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "avro"])
+def test_a_gzip_with_wrong_bytes_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    packed = bytearray(gzip.compress(write(tmp_path / f"a.{kind}", kind).read_bytes()))
+    packed[-8] ^= 1  # of the checksum
+    path = tmp_path / f"a.{kind}.gz"
+    path.write_bytes(packed)
+    with pytest.raises(RunError, match=rf"lookup 'airports': .*a\.{kind}\.gz: corrupt gzip file"):
+        lookup(path, kind)()
 
 
 def test_no_file_and_no_column(tmp_path: Path) -> None:

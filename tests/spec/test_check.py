@@ -209,6 +209,15 @@ def test_columns_flow_from_step_to_step() -> None:
         ),
         ({"aggregates": "{a: {time: ts, measures: {c: count()}}}"}, "aggregates.a.time: 'time' is what windows are cut by"),
         (
+            {
+                "sources": "{stream: [{pubsub: projects/p/subscriptions/s, format: json}]}",
+                "deduplicate": "{}",
+                "transform": "[{set: {other: ts}}]",
+                "aggregates": "{a: {windowing: {type: fixed, size: 1h}, time: other, measures: {c: count()}}}",
+            },
+            "aggregates.a.time: a stream that deduplicates takes rows back by their event time alone; got 'other', expected contract.event_time ('ts')",
+        ),
+        (
             {"aggregates": "{a: {windowing: {type: fixed, gap: 1h}, measures: {c: count()}}}"},
             "aggregates.a.windowing.gap: a fixed window takes no 'gap'",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,16 @@ def test_the_command_says_when_its_port_is_taken(broker: PubsubServer, environme
     printed, errors = process.communicate(timeout=60)
     assert (process.returncode, printed) == (1, "")
     assert "taken" in errors
+
+
+def test_the_command_says_what_to_install(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "grpc.py").write_text("raise ModuleNotFoundError(\"No module named 'grpc'\", name='grpc')")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
+    printed, errors = (process := command(environment={**environment, "PYTHONPATH": paths})).communicate(timeout=60)
+    assert (process.returncode, printed) == (2, "")
+    assert errors == (
+        "error: beam_pipelines.testing.broker: needs google-cloud-pubsub: No module named 'grpc'. Run: pip install 'beam-pipelines[gcp]'\n"
+    )
 
 
 def test_a_broker_nobody_stopped_does_not_keep_its_program_alive(environment: dict[str, str], tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.prism import run_on_prism, state_here
 from beam_pipelines.transforms import Conform, Deduplicate, FromRows, ToRows
 from beam_pipelines.transforms.deduplicate import Deduplicated, DeduplicatedWithDead
-from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows
+from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows, FirstWins
 from beam_pipelines.transforms.redelivered import DropRedelivered
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember
 from tests.laws import share
@@ -332,6 +332,57 @@ def test_a_failed_bundle_and_a_lost_process_leave_no_trace(seed: int, data: st.D
     as_the_rule_says(batches)(outputs)
 
 
+# --------------------------------------------------------------------------------------------- the first wins, for good
+
+
+FIRST = comparison(DeduplicateRule(within="5s", keep="oldest"), contract=CONTRACT)
+
+
+@given(seed=st.integers(0, 10**9), data=st.data())
+@share(6)
+def test_what_passes_at_once_is_what_a_batch_keeps_of_the_first_copies(seed: int, data: st.DataObject) -> None:
+    """Batches come in the order of their arrival, some again, some to another process; a bundle may fail first."""
+    chance = random.Random(seed)
+    rows = [(chance.choice("abc"), chance.randint(95, 115), chance.randint(0, 2)) for _ in range(24)]
+    batches = [batch_of(rows[i : i + 4], start=i, arrival=100 + i // 4) for i in range(0, 24, 4)]
+    rule = FirstWins(FIRST, 30 * SECOND)
+    fn, state, outputs = Remember(rule), fresh_state(), []
+    for number, batch in enumerate(batches):
+        match data.draw(st.sampled_from(["works", "works", "fails first", "elsewhere", "again"])):
+            case "fails first":
+                before = [(s.value, s.pieces) for s in state[:-1]]
+                by_hand(fn, state, digested(batch))
+                for saved, was in zip(state[:-1], before, strict=True):
+                    saved.value, saved.pieces = was
+            case "elsewhere":
+                fn = Remember(rule)
+            case "again" if number:
+                outputs += by_hand(fn, state, digested(batches[chance.randrange(number)]))
+        outputs += by_hand(fn, state, digested(batch))
+    assert not any(CHANGE in out.schema.names for out in outputs)
+    assert sorted(ids(outputs)) == sorted(ids([deduplicate_batch(concat(batches), FIRST)]))
+
+
+def test_a_better_copy_that_comes_later_takes_nothing_back() -> None:
+    batches = [batch_of([("x", 100, 1)], start=1), batch_of([("x", 101, 2), ("y", 101, 1)], start=2, arrival=102)]
+
+    def judge(outputs: list[pa.RecordBatch]) -> None:
+        assert [(r["id"], r["v"]) for b in outputs for r in b.to_pylist()] == [("x", 1), ("y", 1)]
+        assert not any(CHANGE in b.schema.names for b in outputs)
+
+    def counted(counts: list[Any]) -> None:
+        assert [(outcome, n) for _, _, outcome, _, n in counts] == [("duplicate", 1)]
+
+    with BarePipeline(options=STREAMING) as pipeline:
+        stream = pipeline | timeline((100, batches[:1]), (102, batches[1:]))
+        out = stream | Deduplicate(RULE, contract=CONTRACT, changes=False)
+        check(out.rows, judge)
+        check(out.counts, counted, "counts")
+
+
+# ------------------------------------------------------------------------------------------------------------ state, timers
+
+
 def test_the_timer_is_whole_milliseconds_and_forgets_what_it_was_set_for() -> None:
     rule = ByRule(comparison(DeduplicateRule(within="7us"), contract=CONTRACT), 5)
     fn, state = Remember(rule), fresh_state()
@@ -439,3 +490,12 @@ def test_redelivered_rows_after_another_stage_and_in_batch() -> None:
         assert (rows | DropRedelivered()) is rows
     with pytest.raises(SpecError, match="horizon is 0"):
         DropRedelivered(horizon=0)
+
+
+def test_rows_that_take_others_back_are_no_redelivered_ones() -> None:
+    twice = [batch_of([("x", 100, 1), ("x", 100, 1)])]
+    pipeline = BarePipeline(options=STREAMING)
+    told = pipeline | timeline((100, twice)) | FromRows(CONTRACT) | Conform(CONTRACT) | Deduplicate(RULE, contract=CONTRACT)
+    told.rows | DropRedelivered()
+    with pytest.raises(Exception, match="Put it before Deduplicate"):
+        pipeline.run().wait_until_finish()

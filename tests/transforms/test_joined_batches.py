@@ -11,10 +11,11 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.program import Split
 from beam_pipelines.arrow.schema import dead_letters
 from beam_pipelines.transforms.rows import _Batch
-from beam_pipelines.transforms.stage import TARGET_ROWS, RunProgram
+from beam_pipelines.transforms.stage import TARGET_BYTES, TARGET_ROWS, RunProgram
 from tests.formats.archived import NOON, messages
 
 MOST = TARGET_ROWS * 3 // 5
@@ -42,8 +43,17 @@ def test_a_row_program_stamps_what_it_joined_with_the_earliest(order: tuple[int,
     assert timestamps(made) == [8]
 
 
+def test_a_row_program_joins_no_more_than_fit_into_memory() -> None:
+    run = RunProgram(unchanged)
+    run.setup()
+    run.start_bundle()
+    wide = pa.RecordBatch.from_pydict({"wide": [b"x" * (TARGET_BYTES // 4)]})
+    made = [out.value.num_rows for _ in range(9) for out in run.process(wide, Timestamp(micros=5), GlobalWindow())]
+    assert [*made, *(out.value.num_rows for out in run.finish_bundle())] == [4, 4, 1]
+
+
 def test_rows_become_batches_of_the_earliest_of_them() -> None:
-    batch = _Batch("test")
+    batch = _Batch("test", Contract(columns={"n": Column(type="int64")}), counted=False)
     batch.setup()
     batch.start_bundle()
     made = [out for n in range(TARGET_ROWS) for out in batch.process({"n": n}, Timestamp(micros=TARGET_ROWS + 5 - n), GlobalWindow())]

@@ -14,8 +14,8 @@ from beam_pipelines.pubsub_service import EMULATOR
 from beam_pipelines.runners.dataflow.settings import Dataflow
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.secrets import secrets_of
-from beam_pipelines.spec.sources import ArchiveSource, BigQueryTable, FileSource, PubsubSource
+from beam_pipelines.spec.secrets import passwords_of, secrets_of
+from beam_pipelines.spec.sources import ArchiveSource, BigQueryTable, DatabaseSource, FileSource, PubsubSource
 
 _SHIPS_CODE = ("--extra_package", "--extra_packages", "--setup_file", "--requirements_file")
 _LOOPBACK = re.compile(r"(https?://)?(localhost|127\.\d+\.\d+\.\d+|\[?::1\]?)(:|/|$)")
@@ -61,6 +61,8 @@ def paths_of(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
                 yield from ((f"{at}.files", path) for path in source.patterns)
             elif isinstance(source, ArchiveSource | PubsubSource) and source.archive is not None:
                 yield f"{at}.archive", source.archive
+            elif isinstance(source, DatabaseSource) and source.sqlite is not None:
+                yield f"{at}.database", source.sqlite
             if isinstance(source.format, AvroFormat):
                 files = (*([source.format.schema_file] if source.format.schema_file else []), *source.format.schemas)
                 yield from ((f"{at}.format", path) for path in files)
@@ -79,7 +81,7 @@ def _places(loaded: LoadedSpec) -> Iterator[str]:
 
 
 def _secrets(spec: PipelineSpec) -> Iterator[str]:
-    for at, reference in secrets_of(spec).items():
+    for at, reference in (secrets_of(spec) | passwords_of(spec)).items():
         kind = reference.partition(":")[0]
         if kind != "gcp":
             what = "the environment" if kind == "env" else "the files"
@@ -93,6 +95,8 @@ def _endpoints(spec: PipelineSpec, mode: str) -> Iterator[str]:
     for at, table in tables:
         if isinstance(table, BigQueryTable):
             named += [(f"{at}.endpoint", table.endpoint), (f"{at}.grpc_endpoint", table.grpc_endpoint)]
+        elif isinstance(table, DatabaseSource) and table.sqlite is None:
+            named.append((f"{at}.database", table.place))
     for number, sink in enumerate(spec.sinks):
         if sink.pubsub is not None:
             named.append((f"sinks[{number}].pubsub.endpoint", sink.pubsub.endpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from beam_pipelines.spec.sources import PubsubSource
 _REST_S = 4.0
 _HERE = frozenset({"127.0.0.1", "localhost", "::1"})
 _CHECKPOINTS = ("execution.checkpointing.dir", "state.checkpoints.dir")  # of Flink 1.20 and later, and before
+_SAVEPOINTS = ("execution.checkpointing.savepoint-dir", "state.savepoints.dir")
 
 
 def look_at_flink(flink: Flink, flags: Sequence[str], modes: Sequence[str], loaded: LoadedSpec | None) -> Iterator[Finding]:
@@ -119,23 +121,53 @@ def _workers(where: Target) -> Iterator[Finding]:
 
 def _checkpoints(where: Target) -> Iterator[Finding]:
     settings = where.rest.configuration()
-    place = next((settings[key] for key in _CHECKPOINTS if settings.get(key)), None)
+    place, saved = (next((settings[key] for key in keys if settings.get(key)), None) for keys in (_CHECKPOINTS, _SAVEPOINTS))
     if place is None:
         yield Finding(
             "checkpoints", "warning", "the cluster names no folder for them: they lie in the job manager's memory",
             f"Set {_CHECKPOINTS[1]} to a folder that job manager and task managers reach.",
         )  # fmt: skip
-        return
-    folder = _path(place)
-    if not is_local(folder):
-        yield Finding("checkpoints", "not looked at", f"in {place}; the managers write there with their own rights")
-    elif not os.path.isdir(local(folder)) and not _is_here(where):
+    else:
+        yield _proved(where, place) or _writable(where, place)
+    if saved is None:
         yield Finding(
+            "savepoints", "warning", "the cluster names no folder for them: a stream that is drained ends with one, and cannot",
+            f"Set {_SAVEPOINTS[1]}.",
+        )  # fmt: skip
+
+
+def _proved(where: Target, place: str) -> Finding | None:
+    """What became of the newest checkpoint of the jobs that run and keep theirs there; None where there is none."""
+    running = [(job, where.rest.checkpoints(job.id)) for job in where.rest.jobs() if job.state == "RUNNING"]
+    there = [(kept.latest, kept, job) for job, kept in running if kept.latest is not None and _below(place, kept.latest.path)]
+    if not there:
+        return None
+    latest, kept, job = max(there, key=lambda one: one[0].done_ms)
+    ago_s, size_mb, took_s = max(0.0, time.time() - latest.done_ms / 1000), latest.state_bytes / 1e6, latest.duration_ms / 1000
+    found = f"in {place}; the last of job {job.name} came {ago_s:.0f} s ago, of {size_mb:.1f} MB in {took_s:.1f} s"
+    if kept.failing:
+        return Finding(
+            "checkpoints", "warning", f"{found}; a later one failed: {kept.failure}", "See the job manager's log, and docs/flink.md."
+        )
+    return Finding("checkpoints", "good", found)
+
+
+def _writable(where: Target, place: str) -> Finding:
+    """Whether this machine can write there, which says much of a cluster on it, and little of another."""
+    folder = _path(place)
+    if is_local(folder) and not os.path.isdir(local(folder)) and not _is_here(where):
+        return Finding(
             "checkpoints", "not looked at", f"in {place}, which is no folder of this machine; job manager and task managers must share it"
         )
-    else:
-        expect_writable(folder)
-        yield Finding("checkpoints", "good", f"in {place}, which can be written")
+    if not is_local(folder) and not where.ours:
+        return Finding("checkpoints", "not looked at", f"in {place}; the managers write there with their own rights, and no job has yet")
+    expect_writable(folder)
+    return Finding("checkpoints", "good", f"in {place}, which can be written")
+
+
+def _below(place: str, path: str) -> bool:
+    """Whether a checkpoint lies in a folder, which Flink writes as file:/folder here and as file:///folder there."""
+    return f"{_path(path)}/".startswith(f"{_path(place).rstrip('/')}/")
 
 
 def _acknowledgements(where: Target, flags: Sequence[str], sources: Sequence[PubsubSource]) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ They outlive the program that starts them. What is known of them is in the clust
     cluster.json   ports, versions, and each part's process
     conf/          Flink's and ZooKeeper's configuration, written anew by each start of a cluster
     logs/          one log per part
-    checkpoints/ savepoints/     kept when the cluster is ended
+    checkpoints/ savepoints/     kept when the cluster is ended; elsewhere, where `start_cluster` is told so
     recovery/ zookeeper/ tmp/    gone with it: which jobs run, and where their checkpoints are
 
 ZooKeeper is there so that a job manager that is killed and started again goes on with its jobs.
@@ -29,9 +29,11 @@ from typing import Literal, get_args
 
 from beam_pipelines.errors import BeamPipelinesError, RunError, TransientError
 from beam_pipelines.runners.flink.conf import DIRECT_MB, HEAP_MB, HOST, LOGGING, flink_conf, zookeeper_conf
+from beam_pipelines.runners.flink.gs_plugin import find_gs_plugin
 from beam_pipelines.runners.flink.jars import JAVA_OPENS, RUNNER_VERSION, find_java, find_job_server
 from beam_pipelines.runners.flink.lasting_process import LastingProcess, alive, end, kill, members, start
 from beam_pipelines.runners.flink.rest import FlinkRest, Overview
+from beam_pipelines.runners.flink.store import Store, store_at
 from beam_pipelines.runners.kept import alone, kept_folder
 
 REST_PORT = 8081
@@ -68,6 +70,7 @@ class Cluster:
     ports: Ports
     slots: int
     jar: Path
+    store: Store
     parts: Mapping[Part, LastingProcess]
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
 
@@ -154,9 +157,10 @@ class Cluster:
     def _start(self, part: Part) -> LastingProcess:
         # Programs that the workers start find this environment's, as they would from an activated one.
         path = os.pathsep.join([str(Path(sys.executable).parent), self.environment.get("PATH", os.defpath)])
+        own = self.store.environment(self.environment) if part in ("job manager", "task manager") else {}
         return start(
             self._command(part), folder=self.folder, log=self.log(part), mark=f"{self.id}/{part}",
-            environment={**self.environment, "PATH": path},
+            environment={**self.environment, "PATH": path, **own},
         )  # fmt: skip
 
     def _command(self, part: Part) -> list[str]:
@@ -181,9 +185,10 @@ class Cluster:
         return [str(find_java(self.environment)), *memory, *opens, *log, "-cp", str(self.jar), main, *arguments]
 
     def _configure(self) -> None:
-        for name in ("conf", "logs", "tmp", "checkpoints", "savepoints", "recovery", "zookeeper"):
+        for name in ("conf", "logs", "tmp", "recovery", "zookeeper"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        conf = flink_conf(self.folder, slots=self.slots, rest_port=self.ports.rest, zookeeper_port=self.ports.zookeeper)
+        store = self.store.settings(self.environment)
+        conf = flink_conf(self.folder, slots=self.slots, rest_port=self.ports.rest, zookeeper_port=self.ports.zookeeper, store=store)
         for name, text in (("flink-conf.yaml", conf), ("zoo.cfg", zookeeper_conf(self.folder, self.ports.zookeeper))):
             (self.folder / "conf" / name).write_text(text, "utf-8")
         for part in PARTS:
@@ -192,7 +197,7 @@ class Cluster:
     def _write(self) -> None:
         record = {
             "id": self.id, "rest": self.rest, "workers": self.workers, "ports": asdict(self.ports), "slots": self.slots, "jar": str(self.jar),
-            "beam_runner": RUNNER_VERSION, "parts": {part: asdict(process) for part, process in self.parts.items()},
+            "store": asdict(self.store), "beam_runner": RUNNER_VERSION, "parts": {part: asdict(process) for part, process in self.parts.items()},
         }  # fmt: skip
         unfinished = self.folder / f".{_RECORD}"
         unfinished.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
@@ -214,7 +219,8 @@ def find_cluster(folder: Path | None = None) -> Cluster | None:
     try:
         found = json.loads(path.read_text("utf-8"))
         parts = {part: LastingProcess(**found["parts"][part]) for part in PARTS}
-        return Cluster(folder, found["id"], Ports(**found["ports"]), found["slots"], Path(found["jar"]), parts)
+        store = Store(**found.get("store", asdict(store_at(None, folder))))  # clusters of earlier versions name none
+        return Cluster(folder, found["id"], Ports(**found["ports"]), found["slots"], Path(found["jar"]), store, parts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -235,6 +241,7 @@ def start_cluster(
     *,
     slots: int | None = None,
     port: int | None = None,
+    checkpoints: str | None = None,
     job_server_jar: str | None = None,
     environment: Mapping[str, str] = os.environ,
     say: Say | None = None,
@@ -242,19 +249,23 @@ def start_cluster(
     """A cluster that is ready in `folder`, and the parts that were started for it: none where it ran already, some where some were dead.
 
     Where None, `slots` is SLOTS, and `port`, that of Flink's REST service, 8081 or, where another has that, a free one. `environment` is what the
-    pool's workers see.
+    pool's workers see. Checkpoints and savepoints lie below `checkpoints`, a folder or gs://bucket/folder; where None, in `folder`.
     Raises RunError where a part does not start (what was started is then ended), where the cluster that runs is another than was asked for,
-    and where there is no Java or jar.
+    and where there is no Java, jar or plugin; SinkError where `checkpoints` cannot be written, SpecError where it is no such place.
     """
     folder = (folder or cluster_folder()).resolve()
     with alone(folder, what="the cluster's files", instead="name one by --folder"):
         found = find_cluster(folder)
         if found is not None:
-            _same(found, slots, port)
+            _same(found, slots, port, None if checkpoints is None else store_at(checkpoints, folder))
             return _repaired(replace(found, environment=environment))
         find_java(environment)
+        store = store_at(checkpoints, folder)
+        store.make()
         jar = find_job_server(job_server_jar, environ=environment, say=say)
-        return _started(folder, slots or SLOTS, port, jar, environment), list(PARTS)
+        if store.in_bucket:
+            store = replace(store, plugins=str(find_gs_plugin(environment, say=say)))
+        return _started(folder, slots or SLOTS, port, jar, store, environment), list(PARTS)
 
 
 def end_cluster(folder: Path | None = None) -> Cluster | None:
@@ -281,14 +292,19 @@ def listens(address: str) -> bool:
 
 @contextlib.contextmanager
 def local_cluster(
-    folder: Path, *, slots: int = SLOTS, environment: Mapping[str, str] = os.environ, say: Say | None = None
+    folder: Path,
+    *,
+    slots: int = SLOTS,
+    checkpoints: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+    say: Say | None = None,
 ) -> Iterator[Cluster]:
     """A cluster on free ports in `folder` for as long as the block lasts; it ends with this process, too, however that dies.
 
     `kill` and `restart` are the Cluster's; after a `restart` use the Cluster that it gave.
     """
     with _ended_with_this_process(folder):
-        yield start_cluster(folder, slots=slots, port=_free_ports(1)[0], environment=environment, say=say)[0]
+        yield start_cluster(folder, slots=slots, port=_free_ports(1)[0], checkpoints=checkpoints, environment=environment, say=say)[0]
 
 
 @contextlib.contextmanager
@@ -318,8 +334,9 @@ def _name(pid: int) -> str:
         return ""
 
 
-def _same(found: Cluster, slots: int | None, port: int | None) -> None:
-    for what, has, asked in (("slots", found.slots, slots), ("port", found.ports.rest, port)):
+def _same(found: Cluster, slots: int | None, port: int | None, store: Store | None) -> None:
+    place = None if store is None else store.place
+    for what, has, asked in (("slots", found.slots, slots), ("port", found.ports.rest, port), ("checkpoints", found.store.place, place)):
         if asked is not None and has != asked:
             raise RunError(
                 f"{found.folder}: the cluster there was started with {what} {has}; asked for was {asked}.",
@@ -335,11 +352,11 @@ def _repaired(found: Cluster) -> tuple[Cluster, list[Part]]:
     return found, dead
 
 
-def _started(folder: Path, slots: int, port: int | None, jar: Path, environment: Mapping[str, str]) -> Cluster:
+def _started(folder: Path, slots: int, port: int | None, jar: Path, store: Store, environment: Mapping[str, str]) -> Cluster:
     rest = REST_PORT if port is None and not listens(f"{HOST}:{REST_PORT}") and _free(REST_PORT) else port
     zookeeper, workers, other = _free_ports(3)
     nobody = {part: LastingProcess(0, "", "") for part in PARTS}
-    cluster = Cluster(folder, secrets.token_hex(8), Ports(rest or other, zookeeper, workers), slots, jar, nobody, environment)
+    cluster = Cluster(folder, secrets.token_hex(8), Ports(rest or other, zookeeper, workers), slots, jar, store, nobody, environment)
     for name in _PASSING:  # what a crash of the machine left
         shutil.rmtree(folder / name, ignore_errors=True)
     cluster._configure()

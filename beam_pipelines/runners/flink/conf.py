@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -18,9 +19,8 @@ HEAP_MB = _FRAMEWORK_HEAP_MB + _TASK_HEAP_MB
 DIRECT_MB = _FRAMEWORK_DIRECT_MB + _TASK_DIRECT_MB + _NETWORK_MB
 
 
-def flink_conf(folder: Path, *, slots: int, rest_port: int, zookeeper_port: int) -> str:
-    """flink-conf.yaml. Keys: https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/deployment/config/"""
-    kept = folder.as_uri()
+def flink_conf(folder: Path, *, slots: int, rest_port: int, zookeeper_port: int, store: Mapping[str, object]) -> str:
+    """flink-conf.yaml, with the settings of where checkpoints are kept (`store`). Keys: https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/deployment/config/"""
     settings = {
         "rest.address": HOST,
         "rest.bind-address": HOST,
@@ -47,10 +47,9 @@ def flink_conf(folder: Path, *, slots: int, rest_port: int, zookeeper_port: int)
         "restart-strategy.fixed-delay.attempts": 1_000,
         "restart-strategy.fixed-delay.delay": "1 s",
         "state.backend.type": "hashmap",
-        "state.checkpoints.dir": f"{kept}/checkpoints",
-        "state.savepoints.dir": f"{kept}/savepoints",
+        **store,
         "high-availability.type": "zookeeper",
-        "high-availability.storageDir": f"{kept}/recovery",
+        "high-availability.storageDir": f"{folder.as_uri()}/recovery",
         "high-availability.zookeeper.quorum": f"{HOST}:{zookeeper_port}",
         "high-availability.zookeeper.client.session-timeout": 5_000,
         "high-availability.zookeeper.client.connection-timeout": 3_000,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,19 +63,8 @@ def maven_build(folder: Path, log: Path, environ: Mapping[str, str]) -> Path:
 
     Versions are pinned by the POM, what comes out by CONTENT_SHA256. Raises RuntimeError with the reason in one clause.
     """
-    maven = builder(environ)
-    if maven is None:
-        raise RuntimeError("it cannot be built, for there is no Maven (`mvn`)")
-    java = find_java(environ)
     shutil.copyfile(POM, folder / "pom.xml")
-    command = [maven, "--batch-mode", "--strict-checksums", "--no-transfer-progress", "--file", str(folder / "pom.xml"), "package"]
-    with open(log, "wb") as out:
-        done = subprocess.run(  # noqa: S603  (mvn, with arguments of ours)
-            command, env={**environ, "JAVA_HOME": str(java.parent.parent)}, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            timeout=_BUILD_TIMEOUT_S, check=False,
-        )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"building it with Maven failed: {_maven_reason(log)}; its log: {log}")
+    run_maven(["--file", str(folder / "pom.xml"), "package"], folder, log, environ)
     jar = folder / "target" / _JAR
     digest = content_sha256(jar)
     if digest != CONTENT_SHA256:
@@ -83,6 +72,22 @@ def maven_build(folder: Path, log: Path, environ: Mapping[str, str]) -> Path:
             f"what Maven built is not what was tested: content {digest}, expected {CONTENT_SHA256}; a repository gave other files; Maven's log: {log}"
         )
     return jar
+
+
+def run_maven(arguments: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str]) -> None:
+    """Runs Maven in `folder`; what it says goes to `log`. Raises RuntimeError with the reason in one clause, RunError where there is no Java."""
+    maven = builder(environ)
+    if maven is None:
+        raise RuntimeError("it cannot be built or fetched, for there is no Maven (`mvn`)")
+    java = find_java(environ)
+    command = [maven, "--batch-mode", "--strict-checksums", "--no-transfer-progress", *arguments]
+    with open(log, "wb") as out:
+        done = subprocess.run(  # noqa: S603  (mvn, with arguments of ours)
+            command, env={**environ, "JAVA_HOME": str(java.parent.parent)}, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            timeout=_BUILD_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"Maven failed: {_maven_reason(log)}; its log: {log}")
 
 
 def builder(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -111,7 +116,7 @@ def find_job_server(
     if not kept.is_file():
         with alone(kept.parent, what="Beam's job server for Flink", instead=f"name a jar by {OPTION}"):
             if not kept.is_file():  # another process may have made it meanwhile
-                _make(kept, environ, say or _to_stderr, build)
+                _make(kept, environ, say or to_stderr, build)
     return kept
 
 
@@ -249,5 +254,6 @@ def _or(versions: tuple[int, ...]) -> str:
     return " or ".join(map(str, versions))
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
+    """Where what takes long is said, unless it is told elsewhere."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201  (a silent minute looks like a hang)

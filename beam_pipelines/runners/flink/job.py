@@ -22,11 +22,12 @@ from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a co
 from beam_pipelines import draining
 from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError, TransientError
 from beam_pipelines.runners.failures import error_in, own_error
-from beam_pipelines.runners.flink import send_queue
+from beam_pipelines.runners.flink import parked_bundles, send_queue
+from beam_pipelines.runners.flink.checkpoint_watch import CheckpointWatch
 from beam_pipelines.runners.flink.cluster import find_cluster, listens, master_of
 from beam_pipelines.runners.flink.jars import FLINK_VERSION, JAVA_OPENS, find_java, find_job_server, jar_versions, kept_job_server
 from beam_pipelines.runners.flink.options import flink_options
-from beam_pipelines.runners.flink.rest import Failure, FlinkRest
+from beam_pipelines.runners.flink.rest import Failure, FlinkRest, Job
 from beam_pipelines.runners.flink.server import job_server
 from beam_pipelines.runners.options import LOOPBACK, Flink
 from beam_pipelines.runners.portable_job import PortableJob, submitted
@@ -37,6 +38,9 @@ _GROWS = frozenset({"kubernetes.cluster-id", "yarn.application.id"})
 _BATCH_FAILURES = 3
 """A batch whose tasks have failed so often is ended: its input and its code do not change."""
 
+_UNKNOWN = "Could not find Flink job"
+_RECOVERY_S = 60.0
+"""So long a job manager that came back may look for its jobs."""
 _SOURCE, _WEIGH_EVERY_S = "Read-", 30.0
 MOST_SOURCE_BYTES = 64 << 20
 """Of a stream's source in a checkpoint; what it needs is less than 100 kB."""
@@ -169,8 +173,13 @@ class FlinkJob:
     _look_at: float = 0.0
     _weigh_at: float = 0.0
     _silent: bool = False
+    _unknown_since: float | None = None
     _alone: bool = False  # the job server is gone
     _draining: threading.Thread | None = None
+    _watch: CheckpointWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = CheckpointWatch(self.rest, self.say)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """True once the job has ended well or was cancelled; False if it still runs after `timeout_s`. Says what fails meanwhile.
@@ -216,6 +225,8 @@ class FlinkJob:
             if self._id is None:
                 raise
             if self.job.server.ended() is None:
+                if self._forgotten(self._id):
+                    raise self._gone() from None
                 if self.streaming and self._failed(self._id) and _lasting(str(error.__cause__)) is None:
                     raise JobLostError(error.message, hint=error.hint) from error
                 raise
@@ -229,6 +240,21 @@ class FlinkJob:
             return self.rest.job(job).state == "FAILED"
         except RunError:
             return False
+
+    def _forgotten(self, job: str) -> bool:
+        """Whether a job manager answers that knows no such job: one without high availability has come back."""
+        try:
+            self.rest.job(job)
+        except RunError as error:
+            return _UNKNOWN in error.message
+        return False
+
+    def _gone(self) -> RunError:
+        kind = JobLostError if self.streaming else RunError
+        return kind(
+            f"Flink at {self.rest.address} does not know the job any more.",
+            hint="A job manager with high availability keeps jobs when it dies.",
+        )
 
     def _look(self) -> bool:
         """Whether the job has ended, as far as the cluster knows; asked now and then."""
@@ -244,9 +270,13 @@ class FlinkJob:
                 self.say(f"{error.message} The job may go on; waiting.")
             self._silent = True
             return False
-        except RunError:  # a job manager that has come back and has not found the job yet
+        except RunError as error:  # a job manager that has come back and has not found the job, or not yet
+            self._unknown_since = now if self._unknown_since is None else self._unknown_since
+            if now - self._unknown_since > _RECOVERY_S and _UNKNOWN in error.message:
+                self.cancel()
+                raise self._gone() from None
             return False
-        self._silent = False
+        self._silent, self._unknown_since = False, None
         for failure in reversed(failures):
             if (failure.at_ms, failure.task) not in self._seen:
                 self._seen.add((failure.at_ms, failure.task))
@@ -254,6 +284,8 @@ class FlinkJob:
         if self._alone and found is not None and found.ended:
             return self._over(found.state, failures)
         self._weigh(now)
+        if found is not None:
+            self._expect_checkpoints(found)
         if self.streaming and self._draining is None and draining.ended_at() is not None and self._id is not None:
             self._draining = threading.Thread(target=self._drain, args=(self._id,), name="flink-drain", daemon=True)
             self._draining.start()
@@ -274,6 +306,15 @@ class FlinkJob:
             raise JobLostError(
                 f"the source's state has grown to {size >> 20} MB, for a fault of Beam's Flink runner.", hint="See docs/flink.md."
             )
+
+    def _expect_checkpoints(self, found: Job) -> None:
+        """A stream whose checkpoints are not completed for half an hour is to be started anew."""
+        if not self.streaming or self._draining is not None:
+            return
+        reason = self._watch(found.id, found.state)
+        if reason is not None:
+            self.cancel()
+            raise JobLostError(f"{reason}.", hint="See docs/flink.md, and the log of the job manager.")
 
     def _over(self, state: str, failures: Sequence[Failure]) -> bool:
         if state == "FINISHED":
@@ -329,6 +370,7 @@ def flink_job(
     """
     split_progress.install()
     send_queue.install()
+    parked_bundles.install()
     where = target(flink)
     say(where.announcement)
     jar = job_server_jar(flink, where.version, say=say)

@@ -23,7 +23,8 @@ _OURS = {
     "--flink_submit_uber_jar": "--flink-master",
 }
 _CHECKPOINT_EVERY_MS = 10_000
-_LONGEST_INTERVAL_MS = 20 * 60_000  # two of them, and the time a checkpoint takes, in `PullSettings.lease_most_s`
+_CHECKPOINT_TIMEOUT_MS = 10 * 60_000  # Flink's own
+_LONGEST_MS = 30 * 60_000  # two intervals and two checkpoints in `PullSettings.lease_most_s`
 _BUNDLE_MS = 200
 
 
@@ -35,6 +36,9 @@ class FlinkJobOptions(PipelineOptions):  # type: ignore[misc]  # Beam ships no t
         parser.add_argument("--checkpointing_interval", type=int, help="Milliseconds between checkpoints.")
         parser.add_argument("--checkpoint_timeout_millis", type=int, help="Milliseconds after which a checkpoint is given up.")
         parser.add_argument("--min_pause_between_checkpoints", type=int, help="Milliseconds from the end of a checkpoint to the next.")
+        parser.add_argument(
+            "--fail_on_checkpointing_errors", type=_truth, help="Whether a checkpoint that fails ends the job: true, false."
+        )
         parser.add_argument("--externalized_checkpoints_enabled", action="store_true", default=None)
         parser.add_argument("--retain_externalized_checkpoints_on_cancellation", action="store_true", default=None)
         parser.add_argument("--finish_bundle_before_checkpointing", action="store_true", default=None)
@@ -81,6 +85,12 @@ def flink_options(
     return options
 
 
+def _truth(said: str) -> bool:
+    if said.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false; got {said}")
+    return said.lower() == "true"
+
+
 def _stream(job: FlinkJobOptions) -> None:
     if job.checkpointing_interval is None:
         job.checkpointing_interval = _CHECKPOINT_EVERY_MS
@@ -89,11 +99,17 @@ def _stream(job: FlinkJobOptions) -> None:
             f"--checkpointing_interval={job.checkpointing_interval}: without checkpoints no message is ever acknowledged.",
             hint=f"Give milliseconds, for example {_CHECKPOINT_EVERY_MS}.",
         )
-    if job.checkpointing_interval > _LONGEST_INTERVAL_MS:
+    if job.checkpoint_timeout_millis is None:
+        job.checkpoint_timeout_millis = _CHECKPOINT_TIMEOUT_MS
+    if job.checkpointing_interval + job.checkpoint_timeout_millis > _LONGEST_MS:
         raise SpecError(
-            f"--checkpointing_interval={job.checkpointing_interval}: a message is acknowledged when a checkpoint is complete, and held for an hour at most.",
-            hint=f"Give at most {_LONGEST_INTERVAL_MS} (milliseconds).",
+            f"--checkpointing_interval={job.checkpointing_interval} and --checkpoint_timeout_millis={job.checkpoint_timeout_millis}: a message is acknowledged when the second "
+            "checkpoint after it is complete, and held for an hour at most.",
+            hint=f"Give at most {_LONGEST_MS} (milliseconds) in sum.",
         )
+    # The next checkpoint makes up for one that fails; a job that fails with it would begin anew, and what was not acknowledged come again.
+    if job.fail_on_checkpointing_errors is None:
+        job.fail_on_checkpointing_errors = False
     # Without it a checkpoint that closes the source's first bundle buries its only element: the job runs, and no data ever comes.
     job.finish_bundle_before_checkpointing = True
     if job.max_bundle_time_mills is None:

@@ -74,10 +74,15 @@ class Checkpoint:
     at_ms: int
     is_savepoint: bool
 
+    @property
+    def done_ms(self) -> int:
+        """When it was complete, since the epoch."""
+        return self.at_ms + self.duration_ms
+
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What a job's checkpoints came to since it was started. `failure` says why the latest failed one did."""
+    """What a job's checkpoints came to since it was started. `failure` says why the latest failed one did, whose number is `failed_id`."""
 
     completed: int
     failed: int
@@ -85,6 +90,12 @@ class Checkpoints:
     restored: int
     latest: Checkpoint | None
     failure: str | None
+    failed_id: int | None = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether one has failed since the latest that was completed."""
+        return self.failed_id is not None and (self.latest is None or self.failed_id > self.latest.id)
 
 
 class FlinkRest:
@@ -145,6 +156,7 @@ class FlinkRest:
         return Checkpoints(
             counts["completed"], counts["failed"], counts["in_progress"], counts["restored"],
             max(done, key=lambda one: one.id, default=None), failed.get("failure_message"),
+            failed.get("id"),
         )  # fmt: skip
 
     def state_bytes(self, job: str) -> dict[str, int]:

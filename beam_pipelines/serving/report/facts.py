@@ -21,6 +21,7 @@ from beam_pipelines.errors import BeamPipelinesError
 from beam_pipelines.places.sql import reading, said
 from beam_pipelines.serving.dead_letters import TABLE, Inspection, inspect_letters
 from beam_pipelines.serving.tables import ask
+from beam_pipelines.sinks.failed_letters import kept_sql, kept_there
 from beam_pipelines.sinks.manifest import Snapshot, same_place, snapshots
 from beam_pipelines.sinks.outputs import SpeedOutput, read_outputs
 from beam_pipelines.sinks.results import RunResults
@@ -99,7 +100,8 @@ class Facts:
     def __init__(self, state: str, run: RunResults, *, event_time: str | None = None, places: Mapping[str, str] | None = None) -> None:
         self._state, self._run, self._event_time = state, run, event_time
         self._places = {**(places or {}), **{o.name: o.path for o in run.outputs}}
-        self._connection = reading(duckdb.connect(":memory:"), state, *self._places.values())
+        kept = () if run.kept_letters is None else (run.kept_letters.folder,)
+        self._connection = reading(duckdb.connect(":memory:"), state, *self._places.values(), *kept)
         self._connection.execute("SET TimeZone = 'UTC'")
 
     @cached_property
@@ -125,6 +127,9 @@ class Facts:
         return _told("The dead letters", lambda: inspect_letters(self._connection, samples=samples))
 
     def _letters_sql(self) -> str:
+        kept = self._run.kept_letters
+        if kept is not None and kept_there(kept):
+            return kept_sql(kept)
         for output in self._speed:
             if output.of == TABLE:
                 return speed_sql(self._state, output)

@@ -22,7 +22,11 @@ def letters_section(run: RunResults, found: Inspection | str) -> Html:
         return section("letters", _TITLE, *_counted(run.dead_letters), note(found) if run.dead_letters else None)
     if not found.rows:
         failed = run.status == "failed" and not streams(run)
-        why = "A run that fails commits nothing, its letters neither." if failed else "The letters themselves are not there any more."
+        why = (
+            "A run that fails commits nothing, and its letters are not kept any more."
+            if failed
+            else "The letters themselves are not there any more."
+        )
         gone = note(why, " These counts are from the run's record.") if run.dead_letters else None
         return section("letters", _TITLE, *_counted(run.dead_letters), gone)
     rows = [row for group in found.groups[:_GROUPS] for row in _rows(group, found.rows)]
@@ -33,8 +37,13 @@ def letters_section(run: RunResults, found: Inspection | str) -> Html:
         rest(len(found.groups), _GROUPS, "reasons"),
         tag("h3", "Samples"),
         *(sample for group in found.groups[:_SAMPLED] for sample in _samples(group)),
-        note("Each record counts once per reason. All of them: ", tag("code", f"beam-pipelines dlq inspect {cut(run.metadata.spec or 'SPEC', 200)}")),
+        note("Each record counts once per reason. All of them: ", tag("code", f"beam-pipelines dlq inspect {cut(run.metadata.spec or 'SPEC', 200)}{_of(run)}")),
     )  # fmt: skip
+
+
+def _of(run: RunResults) -> str:
+    """Letters of a run that failed are in no table."""
+    return "" if run.kept_letters is None else f" --run {run.metadata.run_id}"
 
 
 def _counted(reasons: Mapping[str, int]) -> list[Html]:

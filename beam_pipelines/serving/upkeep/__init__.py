@@ -15,14 +15,22 @@ from datetime import UTC, datetime
 
 from beam_pipelines.arrow.ranges import show_instant
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import join, locked
+from beam_pipelines.places import join, locked, parent
 from beam_pipelines.serving.tables import stale_table
 from beam_pipelines.serving.upkeep.archive import needed, newest_message, old_hours
-from beam_pipelines.serving.upkeep.batch import OldLetters, delete_letters, old_letters, old_runs, settle_letters, started
+from beam_pipelines.serving.upkeep.batch import (
+    OldLetters,
+    delete_letters,
+    old_failed_letters,
+    old_letters,
+    old_runs,
+    settle_letters,
+    started,
+)
 from beam_pipelines.serving.upkeep.layers import Layer, Stock, expected, merge, stock_of
 from beam_pipelines.serving.upkeep.speed import Before, Found, old_files
 from beam_pipelines.sinks.claims import claim, release
-from beam_pipelines.sinks.deletions import Deleted, Doomed, Step, delete_steps, read_account, settle
+from beam_pipelines.sinks.deletions import Deleted, Doomed, Step, delete_steps, of_a_stream, read_account, settle
 from beam_pipelines.sinks.epochs import latest_epoch
 from beam_pipelines.sinks.labels import places_of
 from beam_pipelines.sinks.manifest import snapshots
@@ -115,7 +123,13 @@ def upkeep(
 
 def _settled(loaded: LoadedSpec, layers: Sequence[Layer]) -> Iterable[Step]:
     folders = [folder for layer in layers for folder in layer.folders()]
-    yield from settle(loaded.state, [*folders, join(loaded.state, "runs")])
+    failed = {
+        join(run.kept_letters.folder, parent(path))
+        for run in list_runs(loaded.state)
+        if run.kept_letters
+        for path in run.kept_letters.files
+    }
+    yield from settle(loaded.state, [*folders, join(loaded.state, "runs"), *sorted(failed)])
     yield from settle_letters(loaded.state)
 
 
@@ -170,6 +184,7 @@ def _batch(loaded: LoadedSpec, plan: _Plan, wall: int) -> None:
         plan.doomed += old_runs(loaded.state, runs, newest - keep.runs)
     if keep.dead_letters is not None:
         plan.before.setdefault("dead_letters", show_instant(newest - keep.dead_letters))
+        plan.doomed += old_failed_letters(runs, newest - keep.dead_letters)
         plan.letters = old_letters(snapshots(loaded.state, places_of(loaded.spec)), runs, newest - keep.dead_letters)
 
 
@@ -204,7 +219,7 @@ def _foreseen(loaded: LoadedSpec, layers: Sequence[Layer], plan: _Plan, now: Cal
         files, swept = expected(layer, epoch, gone)
         rows.append(Row(layer.name, layer.of, before, replace(left, files=files), 0, swept))
     at = show_instant(round(now()) * 1_000_000)
-    deleted = [Deleted(d.layer, d.of, d.rows, 1, d.bytes, d.until, at, stream=d.of != "runs") for d in plan.doomed]
+    deleted = [Deleted(d.layer, d.of, d.rows, 1, d.bytes, d.until, at, stream=of_a_stream(d.of)) for d in plan.doomed]
     deleted += [Deleted(old.output, "dead letters", old.rows, old.files, old.bytes, old.until, at, stream=False) for old in plan.letters]
     return Report(tuple(rows), _by_layer(deleted), tuple(plan.kept), plan.before, dry_run=True)
 

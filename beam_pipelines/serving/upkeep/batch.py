@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import structs
 
-from beam_pipelines.places import join, size
+from beam_pipelines.places import exists, join, parent, size
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.committing import carry_out
 from beam_pipelines.sinks.deletions import Deleted, Doomed, Intent, Step, read_account, write_account
@@ -45,8 +45,8 @@ def started(run: RunResults) -> int:
 
 
 def old_runs(state: str, runs: Sequence[RunResults], before: int) -> list[Doomed]:
-    """Records of runs that started before, without the newest and those of runs that an output, or a commit that is kept, names."""
-    held = _named(state)
+    """Records of runs that started before, without the newest and those of runs that an output, or a commit that is kept, names, or whose letters are kept."""
+    held = _named(state) | {run.metadata.run_id for run in runs if any(exists(path) for path in _failed_letters(run))}
     gone = [run for run in runs[KEPT_RUNS:] if started(run) < before and run.metadata.run_id not in held]
     paths = [(record_path(state, run.metadata.run_id), started(run) + 1) for run in gone]
     return [Doomed("runs", "runs", path, join(state, "runs"), 0, size([path]), until) for path, until in paths]
@@ -74,6 +74,24 @@ def old_letters(batch: Mapping[str, Snapshot], runs: Sequence[RunResults], befor
                 until = max(begun[run] for run in gone) + 1
                 found.append(OldLetters(name, gone, sum(f.rows for f in files), len(files), sum(f.bytes for f in files), until))
     return found
+
+
+def old_failed_letters(runs: Sequence[RunResults], before: int) -> list[Doomed]:
+    """Dead letters of runs that failed and started before, which are in no output."""
+    found = []
+    for run in runs:
+        kept = run.kept_letters
+        if kept is None or started(run) >= before:
+            continue
+        for path in filter(exists, paths := _failed_letters(run)):
+            rows = kept.rows if path == paths[0] else 0  # how many are in each file is not on record
+            found.append(Doomed(kept.output, "letters of failed runs", path, parent(kept.folder), rows, size([path]), started(run) + 1))
+    return found
+
+
+def _failed_letters(run: RunResults) -> list[str]:
+    kept = run.kept_letters
+    return [] if kept is None else [join(kept.folder, path) for path in kept.files]
 
 
 def delete_letters(state: str, old: OldLetters, run_id: str, *, at: str) -> Iterator[Step]:

@@ -15,9 +15,7 @@ import pyarrow as pa
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.errors import SpecError
 from beam_pipelines.formats.options import CsvFormat, Format, JsonFormat, TextFormat
-
-Record = Mapping[str, Any] | str | bytes
-"""A row: a mapping, or the text or bytes of one record as it would stand in the file."""
+from beam_pipelines.testing.rows import Record
 
 _JSON = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 

@@ -1,0 +1,110 @@
+"""What a start of a spec would do to a stream that has run: how it differs from the newest start, and what would be read again. Loads no Beam, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+from pydantic import ValidationError
+
+from beam_pipelines.arrow.ranges import Range, widened
+from beam_pipelines.errors import RunError, SpecError
+from beam_pipelines.formats.archive_files import HOUR_MICROS, Hour, hours, source_folder
+from beam_pipelines.places import holds, join, list_files, size
+from beam_pipelines.runners.closed import closed_until
+from beam_pipelines.sinks.deletions import expect_archived
+from beam_pipelines.sinks.epochs import Start, newest_start, what_ran
+from beam_pipelines.sinks.labels import places_of
+from beam_pipelines.sinks.reached import Reached, starts
+from beam_pipelines.sinks.upgrades import Change, Version, compare
+from beam_pipelines.spec.horizon import horizon
+from beam_pipelines.spec.load import LoadedSpec
+from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.ranges import cuts_of
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What differs from the newest start, number `epoch`; 0: there was none.
+
+    Messages that arrived at `since` or later (microseconds; None: all) are read again, `bytes` of the archive. `anew`: the closed event time that a batch can
+    replace; None where nothing is closed, or `whole`: the outputs are not cut by time, and a batch replaces all.
+    """
+
+    changes: tuple[Change, ...]
+    epoch: int = 0
+    start: Start | None = None
+    since: int | None = None
+    bytes: int = 0
+    anew: Range | None = None
+    whole: bool = False
+
+
+def upgrade_of(loaded: LoadedSpec) -> Upgrade:
+    """What a start of this spec would do now. Raises SinkError where the state folder refuses to be read."""
+    spec, state = loaded.spec, loaded.state
+    newest = newest_start(state)
+    if newest is None:
+        return Upgrade(tuple(_left_by_another(spec, state)))
+    epoch, start = newest
+    known = starts(state)
+    watermark = (known[max(known)] if known else Reached()).watermark_micros
+    since = None if watermark is None else watermark - horizon(spec)
+    archived = [hour for s in spec.sources.stream for hour in hours(source_folder(s.archive or join(state, "archive"), s.pubsub))]
+    again = [hour.folder for hour in archived if since is None or (hour.number + 1) * HOUR_MICROS > since]
+    changes = (*_deleted(state, since), *_compared(loaded, epoch, start))
+    anew, whole = _closed(loaded, archived)
+    return Upgrade(changes, epoch, start, since, sum(map(_bytes, again)), anew, whole)
+
+
+def _left_by_another(spec: PipelineSpec, state: str) -> Iterator[Change]:
+    """Files of a stream whose state is elsewhere, in the places of this one."""
+    for name, place in places_of(spec).items():
+        if holds(f"{place.rstrip('/')}.speed", ".parquet"):
+            why = f"nothing is known here of what lies in {place.rstrip('/')}.speed: repeats and duplicates would be shown, and panes of windows twice"
+            yield Change("state", "unknown", state, "refused", why, f"Name the state folder that belongs to '{name}', or other places.")
+            return
+
+
+def _deleted(state: str, since: int | None) -> Iterator[Change]:
+    try:
+        expect_archived(state, since)
+    except RunError as error:
+        yield Change("horizon", "archived", "deleted", "refused", error.message, "Keep windows and lateness as long as they were.")
+
+
+def _compared(loaded: LoadedSpec, epoch: int, start: Start) -> list[Change]:
+    ran = what_ran(loaded.state, start)
+    if ran is None:
+        return [_unknown(epoch, "a version made it that did not write down what it runs")]
+    try:
+        spec = PipelineSpec.model_validate_json(msgspec.json.encode(ran.spec), strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return [_unknown(epoch, f"its spec has what this version does not know: {'.'.join(map(str, error.errors()[0]['loc']))}")]
+    return compare(Version(spec, ran.columns), Version(loaded.spec, loaded.columns), loaded.state)
+
+
+def _unknown(epoch: int, why: str) -> Change:
+    what = f"what start {epoch} runs cannot be compared: {why}"
+    return Change("unknown", f"start {epoch}", "this spec", "refused", what, "Compare its spec with this one yourself, then accept it.")
+
+
+def _bytes(folder: str) -> int:
+    try:
+        return size([join(folder, name) for name in list_files(folder)])
+    except FileNotFoundError:  # merged and deleted meanwhile
+        return _bytes(folder)
+
+
+def _closed(loaded: LoadedSpec, archived: list[Hour]) -> tuple[Range | None, bool]:
+    spec, end = loaded.spec, closed_until(loaded.spec, loaded.state)
+    start = min((hour.number * HOUR_MICROS for hour in archived), default=None)
+    if start is None or end is None or end <= start:
+        return None, False
+    try:
+        for cut in cuts_of(spec):
+            start, end = (widened((at, at + 1), cut.by.transform).start for at in (start, end))
+    except SpecError:
+        return None, True
+    return (Range(start, end) if start < end else None), False
