@@ -67,6 +67,7 @@ flink: env ## Beam's job server for Flink and Flink itself, built once into the 
 
 .PHONY: test-flink
 test-flink: env ## jobs on a real Flink cluster, which the tests start and end; parts of it are killed
+	bash tests/cloud/install_gcs.sh
 	$(BIN)/pytest -q -m flink
 
 .PHONY: cloud-servers
@@ -75,6 +76,7 @@ cloud-servers: env ## local servers that speak as BigQuery and Cloud Storage do,
 	bash tests/cloud/install_gcs.sh
 	bash tests/cloud/install_terraform_stub.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/cloud/install_hadolint.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/cloud/install_kubernetes.sh
 
 .PHONY: test-cloud
 test-cloud: env cloud-servers ## BigQuery, Cloud Storage, Dataflow's graph, the template, Terraform: on local servers and offline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -322,7 +323,7 @@ def test_where_the_server_exports_no_snapshot_one_worker_reads_it_all_in_its_own
         "CREATE ROLE alone LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO alone", "REVOKE EXECUTE ON FUNCTION pg_export_snapshot() FROM PUBLIC",
     )  # fmt: skip
     given = source(database, "parts").model_copy(update={"database": database.server.url(database.name, "alone")})
-    with snapshots_held():
+    with snapshots_held(), caplog.at_level(logging.WARNING, "beam_pipelines"):
         part = opened(given, id="int64")
         assert (part.placed, len(part.splits), part.snapshot) == ("together", 1, None)
         assert not database.connections()

@@ -104,7 +104,7 @@ def repeated(examples: list[Any], key: Callable[[Any], str]) -> int:
 
 
 def test_records_break_a_contract_in_every_way_and_most_are_good() -> None:
-    some = [record for example in drawn(records(FEW), 200) for record in example]
+    some = [record for example in drawn(records(FEW), 1000) for record in example]
     found, dead = split(some)
     reasons = {f"{x['stage']}:{x['reason']}" for x in dead.to_pylist()}
     assert reasons >= {"decode:DECODE", "decode:TYPE", "conform:CAST", "validate:REQUIRED", "validate:CHECK"}
