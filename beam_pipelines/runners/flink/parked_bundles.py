@@ -36,15 +36,20 @@ def install() -> None:
 
 def _register(param: Any, callback: Callable[[], object]) -> None:
     _beams_register(param, callback)
-    _of_this_bundle.callbacks.append(callback)
+    callbacks = getattr(_of_this_bundle, "callbacks", None)
+    if callbacks is not None:  # else the bundle is of a runner in this process that has no such worker
+        callbacks.append(callback)
 
 
 def _process(worker: Any, request: Any, instruction_id: str) -> Any:
-    _of_this_bundle.callbacks = []
-    response = _beams_process(worker, request, instruction_id)
+    callbacks = _of_this_bundle.callbacks = []
+    try:
+        response = _beams_process(worker, request, instruction_id)
+    finally:
+        _of_this_bundle.callbacks = None
     if response.process_bundle.requires_finalization:
         with _lock:
-            _parked[instruction_id] = _of_this_bundle.callbacks
+            _parked[instruction_id] = callbacks
         worker.bundle_processor_cache.release(instruction_id)
     return response
 
