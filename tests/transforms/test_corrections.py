@@ -19,6 +19,7 @@ from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipelines import draining
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.concat import concat
 from beam_pipelines.arrow.contract import Contract
@@ -54,6 +55,12 @@ CONTRACT = Contract.model_validate(
 )
 RULE = DeduplicateRule(within="60s", order_by="v")  # the copy with the larger v is the better one, whenever it comes
 WINDOWS = WindowSpec(size="10s", watermark_delay="30s", allowed_lateness="1h")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """No stream of this process has ended: its end would cut these short."""
+    draining.reset()
 
 
 def totals(time: str = "at", **more: Any) -> AggregateSpec:
