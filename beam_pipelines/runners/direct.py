@@ -18,12 +18,12 @@ import apache_beam as beam
 from beam_pipelines import metrics
 from beam_pipelines.arrow.ranges import Range
 from beam_pipelines.edges import needed_since
-from beam_pipelines.errors import BeamPipelinesError, RunError
+from beam_pipelines.errors import RunError
 from beam_pipelines.pipeline import Job, build
 from beam_pipelines.runners.archived_records import records_at
 from beam_pipelines.runners.beam_options import Options, temp_location
 from beam_pipelines.runners.crashes import known_to_crash
-from beam_pipelines.runners.failures import own_error
+from beam_pipelines.runners.failures import run_to_end
 from beam_pipelines.runners.options import NOT_SAID, Engine, Flink, check_flags, engine_for
 from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.epochs import stream_folder
@@ -138,12 +138,7 @@ def _execute(job: Job, call: Call, engine: Engine) -> None:
     pipeline = beam.Pipeline(runner=engine.name, options=Options(flags, runner=engine.name))
     build(pipeline, job)
     with call.watch():
-        try:
-            pipeline.run().wait_until_finish()
-        except BeamPipelinesError:
-            raise
-        except Exception as error:
-            raise own_error(error) from error
+        run_to_end(pipeline)
 
 
 @contextlib.contextmanager

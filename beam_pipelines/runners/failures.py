@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import apache_beam as beam
+
 from beam_pipelines.errors import BeamPipelinesError, RunError, SinkError, SourceError, SpecError, TransientError
 
 _HINT = "Run again with --log-level debug for the engine's own account."
@@ -20,6 +22,16 @@ def own_error(error: BaseException, *, hint: str = _HINT) -> BaseException:
     if "KeyboardInterrupt" in text or "Query interrupted" in text:  # Beam turns what a DoFn raises into RuntimeError; so does DuckDB
         return KeyboardInterrupt()
     return error_in(text) or RunError(f"the job failed: {_last_line(error)}", hint=hint)
+
+
+def run_to_end(pipeline: beam.Pipeline) -> None:
+    """Runs a pipeline whose runner is in this process, to its end. Raises `own_error` of what the runner raises."""
+    try:
+        pipeline.run().wait_until_finish()
+    except BeamPipelinesError:
+        raise
+    except Exception as error:
+        raise own_error(error) from error
 
 
 def error_in(text: str) -> BeamPipelinesError | None:

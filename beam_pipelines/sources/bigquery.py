@@ -11,7 +11,6 @@ the column's value, and names last from run to run: a run over a range of time t
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines import metrics
 from beam_pipelines.arrow.concat import coalesce, slices
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.ranges import show_instant
-from beam_pipelines.arrow.schema import POSITION, of_source
+from beam_pipelines.arrow.schema import POSITION
 from beam_pipelines.errors import SpecError
 from beam_pipelines.formats.columnar import positioned, roots
 from beam_pipelines.formats.reader import DECODE, Broken
@@ -42,7 +40,7 @@ from beam_pipelines.sources.bigquery_session import (
     open_session,
     reader,
 )
-from beam_pipelines.sources.files import COUNTS, DEAD, ReadRows, broken_letters, with_provenance
+from beam_pipelines.sources.files import COUNTS, DEAD, ReadRows, part_read, with_provenance
 from beam_pipelines.spec.sources import BatchSource, BigQuerySource
 
 _AT_ONCE = 5_000  # numbers in one condition, which takes at most 1 MB
@@ -130,21 +128,7 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
     def process(self, element: tuple[int, int]) -> Iterator[Any]:
         number, ordinal = element
         part = self.opened[number]
-        rows = 0
-        broken: Counter[str] = Counter()
-        for piece in pieces(self._reader(number), part, ordinal):
-            if isinstance(piece, Broken):
-                broken[piece.reason] += piece.rows
-                yield from (beam.pvalue.TaggedOutput(DEAD, letters) for letters in broken_letters(part.name, piece))
-            else:
-                rows += piece.num_rows
-                metrics.count("rows_read", piece.num_rows)
-                yield of_source(piece, number)
-        metrics.count("rows_read", broken.total())
-        unit = f"{number}:{part.name}#{ordinal}"
-        yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.name, "read", "", rows + broken.total()))
-        for reason, letters in broken.items():
-            yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.name, "dead", f"read:{reason}", letters))
+        yield from part_read(pieces(self._reader(number), part, ordinal), number, part.name, f"#{ordinal}")
 
     def teardown(self) -> None:
         while self._readers:

@@ -9,7 +9,6 @@ table alone and `_position` the column's value, and names last from run to run.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,16 +17,15 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipelines import metrics
 from beam_pipelines.arrow.concat import coalesce, slices
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.counts import Count
-from beam_pipelines.arrow.schema import POSITION, of_source
+from beam_pipelines.arrow.schema import POSITION
 from beam_pipelines.formats.columnar import positioned
 from beam_pipelines.formats.reader import DECODE, Broken
 from beam_pipelines.sources.bigquery_range import Near
 from beam_pipelines.sources.database_opened import Opened, lasting_name
-from beam_pipelines.sources.files import COUNTS, DEAD, ReadRows, broken_letters, with_provenance
+from beam_pipelines.sources.files import COUNTS, DEAD, ReadRows, part_read, with_provenance
 from beam_pipelines.sources.postgres import open_postgres, read_postgres
 from beam_pipelines.sources.sqlite import open_sqlite, read_sqlite
 from beam_pipelines.spec.sources import BatchSource, DatabaseSource
@@ -79,21 +77,7 @@ class _ReadSplit(beam.DoFn):  # type: ignore[misc]
     def process(self, element: tuple[int, int]) -> Iterator[Any]:
         number, ordinal = element
         part = self.opened[number]
-        rows = 0
-        broken: Counter[str] = Counter()
-        for piece in pieces(part, ordinal):
-            if isinstance(piece, Broken):
-                broken[piece.reason] += piece.rows
-                yield from (beam.pvalue.TaggedOutput(DEAD, letters) for letters in broken_letters(part.name, piece))
-            else:
-                rows += piece.num_rows
-                metrics.count("rows_read", piece.num_rows)
-                yield of_source(piece, number)
-        metrics.count("rows_read", broken.total())
-        unit = f"{number}:{part.name}#{ordinal}"
-        yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.name, "read", "", rows + broken.total()))
-        for reason, letters in broken.items():
-            yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.name, "dead", f"read:{reason}", letters))
+        yield from part_read(pieces(part, ordinal), number, part.name, f"#{ordinal}")
 
 
 def pieces(part: Opened, ordinal: int) -> Iterator[pa.RecordBatch | Broken]:

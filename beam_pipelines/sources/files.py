@@ -85,23 +85,28 @@ class _ReadRange(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[int, str, int, int, int]) -> Iterator[Any]:
         number, part = element[0], FileRange(*element[1:])
-        unit = f"{number}:{part.path}@{part.start}"
-        rows = 0
-        broken: Counter[str] = Counter()
-        for piece in read_range(part, self.sources[number], self.contract):
-            if isinstance(piece, Broken):
-                broken[piece.reason] += piece.rows
-                yield from (beam.pvalue.TaggedOutput(DEAD, letters) for letters in broken_letters(part.path, piece))
-            else:
-                rows += piece.num_rows
-                yield of_source(piece, number)
+        yield from part_read(read_range(part, self.sources[number], self.contract), number, part.path, f"@{part.start}")
         metrics.count("files_read", int(part.start == 0))
-        read = rows + broken.total()
-        metrics.count("rows_read", read)
         metrics.count("bytes_read", (part.end if part.end >= 0 else part.size) - part.start)
-        yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.path, "read", "", read))
-        for reason, letters in broken.items():
-            yield beam.pvalue.TaggedOutput(COUNTS, (unit, part.path, "dead", f"read:{reason}", letters))
+
+
+def part_read(pieces: Iterable[pa.RecordBatch | Broken], number: int, name: str, part: str) -> Iterator[Any]:
+    """What a DoFn gives for one `part` of `name` in the source of that number: its batches, dead letters of what is broken, and the counts of both."""
+    rows = 0
+    broken: Counter[str] = Counter()
+    for piece in pieces:
+        if isinstance(piece, Broken):
+            broken[piece.reason] += piece.rows
+            yield from (beam.pvalue.TaggedOutput(DEAD, letters) for letters in broken_letters(name, piece))
+        else:
+            rows += piece.num_rows
+            metrics.count("rows_read", piece.num_rows)
+            yield of_source(piece, number)
+    metrics.count("rows_read", broken.total())
+    unit = f"{number}:{name}{part}"
+    yield beam.pvalue.TaggedOutput(COUNTS, (unit, name, "read", "", rows + broken.total()))
+    for reason, letters in broken.items():
+        yield beam.pvalue.TaggedOutput(COUNTS, (unit, name, "dead", f"read:{reason}", letters))
 
 
 def read_range(part: FileRange, source: FileSource, contract: Contract, *, at_once: bool = False) -> Iterator[pa.RecordBatch | Broken]:

@@ -290,7 +290,7 @@ def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
     if dropped:
         notes.append(f"Key columns {', '.join(dropped)} are masked in the outputs: written rows cannot be told apart by their key.")
     if not any(sink.from_ == "dead_letters" for sink in spec.sinks):
-        notes.append("No sink takes dead_letters: rejected rows are counted, and their content is lost.")
+        notes.append("No sink takes dead_letters: they go to the state folder, where `dlq inspect` finds them.")
     unused = [n for n in spec.aggregates if not any(sink.from_ == n for sink in spec.sinks)]
     if unused:
         notes.append(f"No sink takes {', '.join(unused)}: it is computed for nothing.")

@@ -65,7 +65,26 @@ _PROJECT = r"(?:[a-z][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,61}[a-z0-9]"
 _TABLE = rf"{_PROJECT}\.\w{{1,1024}}\.[^\s.$@*`/][^.$@*`/\t\r\n]{{0,1023}}"
 
 
-class BigQueryTable(Model):
+def _query_name(query: str) -> str:
+    """A query, by a short hash of it."""
+    return f"query-{hashlib.sha256(query.encode()).hexdigest()[:12]}"
+
+
+class _Tables(Model):
+    """What is read from tables and queries, not from files."""
+
+    @property
+    def format(self) -> Format:
+        """Columns have types of their own, as in Parquet."""
+        return ParquetFormat()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """No files."""
+        return ()
+
+
+class BigQueryTable(_Tables):
     """What of BigQuery is read: a table, or the answer of a query."""
 
     bigquery: str = Field(description="PROJECT.DATASET.TABLE; with `query`, the PROJECT whose job it is.")
@@ -108,17 +127,7 @@ class BigQueryTable(Model):
         """What people call it: the table, or the project and a short hash of the query."""
         if self.query is None:
             return self.bigquery
-        return f"{self.bigquery}.query-{hashlib.sha256(self.query.encode()).hexdigest()[:12]}"
-
-    @property
-    def format(self) -> Format:
-        """Columns have types of their own, as in Parquet."""
-        return ParquetFormat()
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """No files."""
-        return ()
+        return f"{self.bigquery}.{_query_name(self.query)}"
 
 
 class BigQuerySource(BigQueryTable):
@@ -153,7 +162,7 @@ _PASSWORDED = re.compile(r"://[^/?#@]*:(?!\d+(?:/|$)).*@")  # also one with char
 _SECRETS = frozenset({"password", "sslpassword", "passwd", "pwd"})
 
 
-class DatabaseSource(Model):
+class DatabaseSource(_Tables):
     """A table of PostgreSQL or SQLite, or the answer of a query, read as Arrow by ADBC; needs `beam-pipelines[databases]`."""
 
     database: str = Field(
@@ -247,18 +256,8 @@ class DatabaseSource(Model):
     @property
     def name(self) -> str:
         """What people call it: the table, or a short hash of the query, in its database."""
-        what = self.table if self.query is None else f"query-{hashlib.sha256(self.query.encode()).hexdigest()[:12]}"
+        what = self.table if self.query is None else _query_name(self.query)
         return f"{self.place}/{what}"
-
-    @property
-    def format(self) -> Format:
-        """Columns have types of their own, as in Parquet."""
-        return ParquetFormat()
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """No files."""
-        return ()
 
 
 def _kind(source: Any) -> str:

@@ -15,10 +15,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_pipelines import arrival_clock, back_pressure, draining, durable, metrics
 from beam_pipelines.arrow.engine import quote
 from beam_pipelines.edges import Job, Resume
-from beam_pipelines.errors import BeamPipelinesError, SpecError
+from beam_pipelines.errors import SpecError
 from beam_pipelines.pipeline import build
 from beam_pipelines.runners.direct import importable
-from beam_pipelines.runners.failures import own_error
+from beam_pipelines.runners.failures import run_to_end
 from beam_pipelines.runners.stream import outputs_of
 from beam_pipelines.serving.tables import open_tables
 from beam_pipelines.sinks.epochs import take_epoch
@@ -128,12 +128,7 @@ def play(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
     with importable(loaded.directory), quick():
         pipeline = beam.Pipeline(_RUNNER, options=PipelineOptions(["--streaming"]))
         build(pipeline, Job(spec, run, os.path.join(loaded.state, "tmp"), resume=Resume(make=make)))
-        try:
-            pipeline.run().wait_until_finish()
-        except BeamPipelinesError:
-            raise
-        except Exception as error:
-            raise own_error(error) from error
+        run_to_end(pipeline)
     return stream_ledger(run.state, outputs)
 
 
