@@ -9,17 +9,18 @@ TransientError); every other error of this package, MemoryError and ImportError.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from beam_pipelines.arrow.enrich import with_columns
 from beam_pipelines.arrow.layers import KernelResult
-from beam_pipelines.arrow.schema import RESERVED_PREFIX, Failure, Rejected
+from beam_pipelines.arrow.schema import CHANGE, RESERVED_PREFIX, Failure, Rejected
 from beam_pipelines.arrow.types import DataType
 from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError, TransientError
 
@@ -31,7 +32,8 @@ Function = Callable[[pa.RecordBatch], pa.RecordBatch]
 class ApplyFunction:
     """Kernel: the function sees the live rows without provenance; it may change its input's columns and must add the declared ones.
 
-    A column it leaves out keeps its values. Another number of rows, an undeclared column or type is the function's fault, not a row's: RunError.
+    A column it leaves out keeps its values. Another number of rows, an undeclared column or type is the function's fault, not a row's: RunError. So is,
+    in rows with `_change`, a time that changes undeclared: a row of -1 has the old one, and would take back nothing.
     A value that does not fit the declared type (300 in an int8) is the row's. `given` is the function itself, if it is not to be imported.
     """
 
@@ -49,12 +51,27 @@ class ApplyFunction:
         if own.num_rows:
             self.attempt(self.given or load(self.function), own, 0, schema, pieces, failed)
         out = pa.concat_batches(pieces) if pieces else _nulls(schema, 0)
+        if CHANGE in batch.schema.names:
+            self.keeps_times(own, out, failed)
         return with_columns(batch, dict(zip(out.schema.names, out.columns, strict=True))), failed
 
     def schema(self, given: pa.Schema) -> pa.Schema:
         """What the function must return: its input, with the declared columns replaced or added."""
         kinds = {f.name: f.type for f in given} | {name: dtype.arrow() for name, dtype in self.columns}
         return pa.schema(list(kinds.items()))
+
+    def keeps_times(self, rows: pa.RecordBatch, out: pa.RecordBatch, failed: Mapping[int, Rejected]) -> None:
+        """Raises RunError where a time is another than before in a row that did not fail, and its column is not declared."""
+        fine = np.ones(rows.num_rows, bool)
+        fine[list(failed)] = False
+        for name, column in zip(rows.schema.names, rows.columns, strict=True):
+            if family(column.type) != "instant" or name in dict(self.columns):
+                continue
+            if not column.filter(pa.array(fine)).equals(out[name].filter(pa.array(fine))):
+                raise RunError(
+                    f"apply {self.function}: changed the time {name!r}, which is not declared, in rows that Deduplicate may take back.",
+                    hint="Declare it under columns, or put the step before Deduplicate.",
+                )
 
     def attempt(
         self,
@@ -105,7 +122,7 @@ class ApplyFunction:
         if found.type == field.type:
             return found
         wrong = f"apply {self.function}: got column {field.name!r} as {found.type}; expected {field.type}."
-        if family(found.type) not in ("null", family(field.type)):
+        if not fits(found.type, field.type):
             raise RunError(wrong, hint="Cast it in the function, or declare the type that it returns under columns.")
         try:
             if pa.types.is_integer(found.type) and pa.types.is_decimal(
@@ -117,8 +134,23 @@ class ApplyFunction:
             raise RunError(wrong) from error
 
 
+def fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a cast from `found` to `wanted` changes no value's meaning: of one family, and so are their items and fields. NULL fits everything."""
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        return fits(found.value_type, wanted)
+    if family(found) != family(wanted):
+        return False
+    if family(found) == "list":
+        return fits(found.value_type, wanted.value_type)
+    if pa.types.is_struct(found):
+        return all(fits(found.field(f.name).type, f.type) for f in wanted if found.get_field_index(f.name) >= 0)
+    return True
+
+
 def family(kind: pa.DataType) -> str:
-    """What kind of value a type holds, whatever its width, unit or layout: only within a family is a cast no change of meaning."""
+    """What kind of value a type holds, whatever its width, unit or layout, and whatever a list or struct has inside."""
     types = pa.types
     if types.is_dictionary(kind):
         return family(kind.value_type)

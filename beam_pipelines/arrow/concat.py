@@ -76,19 +76,27 @@ class Pending:
         self._target_rows, self._target_bytes = target_rows, target_bytes
         self._batches: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
+        self._sized: tuple[pa.RecordBatch, int] | None = None
 
     def fits(self, batch: pa.RecordBatch) -> bool:
         """Whether `batch` can join: always where nothing waits, else if the schema is the same and the targets hold."""
         if not self._batches or not batch.num_rows:
             return True
-        full = self._rows + batch.num_rows > self._target_rows or self._bytes + batch.nbytes > self._target_bytes
+        full = self._rows + batch.num_rows > self._target_rows or self._bytes + self._size(batch) > self._target_bytes
         return not full and bool(batch.schema.equals(self._batches[0].schema))
 
     def add(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows:
             self._batches.append(batch)
             self._rows += batch.num_rows
-            self._bytes += batch.nbytes
+            self._bytes += self._size(batch)
+            self._sized = None
+
+    def _size(self, batch: pa.RecordBatch) -> int:
+        """Its bytes, asked once for `fits` and `add`: that looks at every column's buffers."""
+        if self._sized is None or self._sized[0] is not batch:
+            self._sized = batch, batch.nbytes
+        return self._sized[1]
 
     @property
     def ripe(self) -> bool:

@@ -40,10 +40,11 @@ class Expression:
 
 
 class Fault(NamedTuple):
-    """What is wrong with a text at the character `offset` (from 0)."""
+    """What is wrong with a text at the character `offset` (from 0); the `column` that it names and nobody knows, if that is what is wrong."""
 
     offset: int
     message: str
+    column: str | None = None
 
 
 class ExpressionError(SpecError):
@@ -140,8 +141,8 @@ class _Walk:
         self.folded = {name.lower(): name for name in self.columns}
         self.encoded = None if self.sql.isascii() else self.sql.encode()
 
-    def fault(self, offset: int, message: str) -> None:
-        self.faults.append(Fault(offset, message))
+    def fault(self, offset: int, message: str, column: str | None = None) -> None:
+        self.faults.append(Fault(offset, message, column))
 
     def at(self, node: Node) -> int:
         """The character at which `node` starts."""
@@ -256,12 +257,13 @@ class _Walk:
             self.references[declared] = None
             self.typed &= self.columns[declared] is not None
             return
-        self.fault(self.at(node), self.unknown(names))
+        if first in CLOCK_WORDS:
+            self.fault(self.at(node), f"{names[0]} is not deterministic: the same row must always give the same answer")
+        else:
+            self.fault(self.at(node), self.unknown(names), names[0])
 
     def unknown(self, names: list[str]) -> str:
         first, dotted = names[0], ".".join(names)
-        if first.lower() in CLOCK_WORDS:
-            return f"{first} is not deterministic: the same row must always give the same answer"
         if dotted.lower() in self.folded:
             return f"unknown column '{first}'; a name with a dot is written in double quotes: \"{self.folded[dotted.lower()]}\""
         if "$" in first:

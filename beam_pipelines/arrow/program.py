@@ -327,6 +327,8 @@ def row_json(rows: pa.RecordBatch) -> pa.Array:
 def _python_values(column: pa.Array) -> list[object]:
     try:
         values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_shown(value) for value in column]
     except (OverflowError, ValueError):  # an instant outside the years 1 to 9999, or one with nanoseconds: Python has none, text has
         zoned = column.cast(pa.timestamp(column.type.unit, "UTC")) if pa.types.is_timestamp(column.type) else column
         values = (
@@ -335,3 +337,13 @@ def _python_values(column: pa.Array) -> list[object]:
             else [str(column.type)] * len(column)
         )
     return values
+
+
+def _shown(value: pa.Scalar) -> object:
+    """Of a text that is not UTF-8, such as Parquet may hold, the bytes in question as `\\xff`; of lists and structs that have one the type."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if pa.types.is_nested(value.type):
+            return str(value.type)
+        return value.cast(pa.binary()).as_py().decode(errors="backslashreplace")

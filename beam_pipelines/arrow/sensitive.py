@@ -16,8 +16,9 @@ _SHOWS_VALUES = ("min", "max", "first", "last")
 def sensitive_columns(contract: Contract, steps: Sequence[TransformStep] = ()) -> dict[str, str]:
     """Sensitive columns of the rows after `steps`, and how each is masked.
 
-    A column computed from several takes the strictest way: drop before redact before hmac. So does each declared column of an `apply`, which sees all columns that
-    are not dropped yet, unless the step says how that one is masked. What the function does to columns that it does not declare is not seen here.
+    A column computed from several takes the strictest way: drop before redact before hmac. So does each declared column of an `apply`, itself
+    sensitive or not, which sees all columns that are not dropped yet, unless the step says how that one is masked. What the function does to
+    columns that it does not declare is not seen here.
 
     >>> contract = Contract(columns={'email': {'type': 'string', 'sensitive': 'hmac'}, 'n': {'type': 'int64'}})
     >>> sensitive_columns(contract, [TransformStep(set={'host': "split_part(email, '@', 2)"}), TransformStep(rename={'mail': 'email'})])
@@ -63,14 +64,14 @@ def sensitive_panes(aggregate: AggregateSpec, rows: Mapping[str, str]) -> dict[s
 
 def _after_apply(found: Mapping[str, str], apply: Apply) -> dict[str, str]:
     seen = _first_of(found.values())
-    said = {name: apply.sensitive.get(name, found.get(name, seen)) for name in apply.columns}
+    said = {name: apply.sensitive.get(name, seen) for name in apply.columns}
     return {name: how for name, how in {**found, **said}.items() if how not in (None, "none")}
 
 
 def _inherit(found: dict[str, str], name: str, sql: str) -> None:
-    how = _strictest(found, sql)
+    how = _first_of({found.get(name), _strictest(found, sql)})
     if how is not None:
-        found.setdefault(name, how)
+        found[name] = how
 
 
 def _strictest(sensitive: Mapping[str, str], sql: str) -> str | None:
@@ -79,5 +80,5 @@ def _strictest(sensitive: Mapping[str, str], sql: str) -> str | None:
     return _first_of(ways)
 
 
-def _first_of(ways: Collection[str]) -> str | None:
+def _first_of(ways: Collection[str | None]) -> str | None:
     return next((way for way in ("drop", "redact", "hmac") if way in ways), None)

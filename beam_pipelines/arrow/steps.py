@@ -20,7 +20,6 @@ from beam_pipelines.arrow.types import parse_type
 from beam_pipelines.errors import SpecError, nearest
 
 _STAGE = "transform"
-_UNKNOWN_COLUMN = re.compile(r"unknown column '(.+?)'[;:]")
 
 
 def transform_batch(batch: pa.RecordBatch, steps: Sequence[TransformStep], *, lookups: Mapping[str, Lookup] | None = None) -> Split:
@@ -114,7 +113,7 @@ def check_syntax(sql: str, where: str) -> None:
     try:
         check_expression(sql, {})
     except ExpressionError as error:
-        unknown = [found[1] for fault in error.faults if (found := _UNKNOWN_COLUMN.match(fault.message))]
+        unknown = [fault.column for fault in error.faults if fault.column is not None]
         try:
             check_expression(sql, dict.fromkeys(unknown))
         except ExpressionError as still:

@@ -122,18 +122,28 @@ def _holds(folder: str, other: str) -> bool:
 def _around(folder: str, files: Sequence[str], left_out: Collection[str]) -> tuple[str, ...]:
     """Patterns of the files that name none of those left out: all of an ending below a folder in `folder`, in a folder, or else each file."""
     top = os.path.join(folder, "") if folder else ""
-    found: dict[str, None] = {}
+    above = {path[:at] for path in left_out for at, letter in enumerate(path) if letter == "/"}
+    names = [os.path.split(path) for path in left_out]
+    beside = {(here, name[at:]) for here, name in names for at, letter in enumerate(name) if letter == "."}
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for path in files:
-        ending, first = _suffix(path) or os.path.basename(path), path[len(top) :].partition("/")[0]
-        below, here = os.path.join(top, first), os.path.dirname(path)
-        tail = ending if ending == os.path.basename(path) else f".{ending}"
-        if folder and here != folder.rstrip("/") and not any(other.startswith(f"{below}/") for other in left_out):
-            found[f"{glob.escape(below)}/**{tail}"] = None
-        elif not any(os.path.dirname(other) == here and other.endswith(tail) for other in left_out):
-            found[os.path.join(glob.escape(here), f"*{tail}")] = None
+        first = os.path.join(top, path[len(top) :].partition("/")[0])
+        alike.setdefault((first, os.path.dirname(path), _ending(path)), []).append(path)
+    found: dict[str, None] = {}
+    for (first, here, ending), paths in alike.items():
+        if ending and folder and here != folder.rstrip("/") and first not in above:
+            found[f"{glob.escape(first)}/**{ending}"] = None
+        elif ending and (here, ending) not in beside:
+            found[os.path.join(glob.escape(here), f"*{ending}")] = None
         else:
-            found[glob.escape(path)] = None
+            found |= dict.fromkeys(map(glob.escape, paths))
     return tuple(found)
+
+
+def _ending(path: str) -> str:
+    """What files like this one end with, as it is written: `.CSV.gz`; without a word that names a format, what follows the last dot; "" where there is none."""
+    name, suffix = os.path.basename(path), _suffix(path)
+    return name[-len(suffix) - 1 :] if suffix else os.path.splitext(name)[1]
 
 
 def _suffix(path: str) -> str:
@@ -156,5 +166,9 @@ def _shown(kind: str) -> str:
 def _narrowed(folder: str, files: Sequence[str]) -> tuple[str, ...]:
     """Globs of the files' endings below the folder."""
     deep = "**" if any(os.path.dirname(p) != folder.rstrip("/") for p in files) else "*"
-    endings = dict.fromkeys(os.path.basename(p)[len(os.path.basename(p)) - len(_suffix(p)) :] for p in files)
-    return tuple(os.path.join(glob.escape(folder), f"{deep}.{ending}") for ending in endings)
+    endings = dict.fromkeys(map(_ending, files))
+    return (
+        tuple(os.path.join(glob.escape(folder), f"{deep}{ending}") for ending in endings)
+        if all(endings)
+        else tuple(map(glob.escape, files))
+    )

@@ -165,7 +165,7 @@ def discard(
 
 
 def _of_run(found: LoadedSpec, run_id: str | None, where: str | None) -> tuple[duckdb.DuckDBPyConnection, str, str | None]:
-    """The letters to look into, where they lie, and which of them. Raises SpecError for a run that has none left."""
+    """The letters to look into, where they lie, and which of them. Raises SpecError for a run that has none left, RunError where there is no such run."""
     if run_id is None:
         try:
             return _opened(found), _place(found), where
@@ -174,14 +174,24 @@ def _of_run(found: LoadedSpec, run_id: str | None, where: str | None) -> tuple[d
             raise SpecError(error.message, hint=failed or error.hint) from None
     from beam_pipelines.arrow.engine import literal
     from beam_pipelines.cli.tables import clean
-    from beam_pipelines.serving.dead_letters import failed_letters
-    from beam_pipelines.sinks.results import read_run
+    from beam_pipelines.serving.dead_letters import failed_letters, has_letters
+    from beam_pipelines.sinks.epochs import all_starts
+    from beam_pipelines.sinks.results import find_run, no_such_run
 
-    run = read_run(found.state, run_id)
-    if run.status == "failed" and run.metadata.mode == "batch":
+    run = find_run(found.state, run_id)
+    if run is not None and run.status == "failed" and run.metadata.mode == "batch":
         return failed_letters(run), clean(run.kept_letters.folder) if run.kept_letters is not None else "", where
+    known = run is not None or any(start.run_id == run_id for start in all_starts(found.state).values())
     mine = f"run_id = {literal(run_id)}"
-    return _opened(found), _place(found), mine if where is None else f"({where}\n) AND {mine}"
+    try:
+        connection = _opened(found)
+    except SpecError:
+        if known:
+            raise
+        raise no_such_run(found.state, run_id) from None
+    if not known and not has_letters(connection, where=mine):
+        raise no_such_run(found.state, run_id)
+    return connection, _place(found), mine if where is None else f"({where}\n) AND {mine}"
 
 
 def _newest_failed(found: LoadedSpec) -> str:

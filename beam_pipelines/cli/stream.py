@@ -59,9 +59,7 @@ def stream(found: LoadedSpec, asked: Asked) -> RunResults:
     from beam_pipelines.cli.live import Live
     from beam_pipelines.runners.beam_options import unknown_flags
     from beam_pipelines.runners.stream import StreamCall, run_stream
-    from beam_pipelines.sinks.results import expect_id
 
-    expect_id(found.state, asked.run_id, mode="stream")
     live = Live(found.spec, sys.stderr)
     for warning in unknown_flags(asked.flags):
         live.say(f"warning: {warning}")

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, BinaryIO, TypeVar
 
 from beam_pipelines.errors import SinkError
@@ -189,14 +190,14 @@ def publish(made: str, path: str) -> None:
 
 def secure(paths: Sequence[str]) -> None:
     """When this returns, content and names of these closed files survive a power failure. Nothing to do on URLs, whose services promise it."""
-    _each_synced([path for path in paths if is_local(path)])
+    _each_synced([path for path in paths if is_local(path)], _sync)
     secure_folders({parent(path) for path in paths})
 
 
 def secure_folders(folders: Collection[str]) -> None:
     """When this returns, what came to these folders and went from them did so for good; they may be gone themselves."""
     mine = {_there(local(folder)) for folder in folders if is_local(folder)}
-    _each_synced(sorted(mine))
+    _each_synced(sorted(mine), _sync_there)
     for above in {above for folder in mine for above in _above(folder)} - mine:
         with suppress(OSError):  # folders above ours need not be ours to read
             _sync(above)
@@ -208,22 +209,30 @@ def _there(folder: str) -> str:
     return folder if os.path.isdir(folder) or folder == os.path.dirname(folder) else _there(os.path.dirname(folder))
 
 
-def _each_synced(paths: Sequence[str]) -> None:
+def _sync_there(folder: str) -> None:
+    """Again where the folder went meanwhile: another commit deletes folders that it leaves empty."""
+    try:
+        _sync(folder)
+    except FileNotFoundError:
+        _sync_there(_there(folder))
+
+
+def _each_synced(paths: Sequence[str], sync: Callable[[str], None]) -> None:
     """Several at a time: a disk writes them together then, in a third of the time."""
     if len(paths) < _TOGETHER:
         for path in paths:
-            _synced(path)
+            _synced(path, sync)
         return
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(_TOGETHER) as threads:
-        for _ in threads.map(_synced, paths):
+        for _ in threads.map(_synced, paths, repeat(sync)):
             pass
 
 
-def _synced(path: str) -> None:
+def _synced(path: str, sync: Callable[[str], None]) -> None:
     try:
-        _sync(local(path))
+        sync(local(path))
     except OSError as error:
         raise refused(path, error) from error
 

@@ -55,7 +55,15 @@ from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.secrets import expect_keys, secrets_of
 from beam_pipelines.spec.sinks import PubsubSink
-from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQueryLookup, BigQuerySource, DatabaseSource, PubsubSource
+from beam_pipelines.spec.sources import (
+    ArchiveSource,
+    BatchSource,
+    BigQueryLookup,
+    BigQuerySource,
+    DatabaseSource,
+    PubsubSource,
+    TableSource,
+)
 from beam_pipelines.transforms.prepare import row_program
 
 PYTHON = ((3, 11), (3, 14))
@@ -212,7 +220,7 @@ def _sources(loaded: LoadedSpec, modes: Sequence[str]) -> Iterator[Check]:
             yield Check(
                 name,
                 partial(_batch_source, name, source, loaded, number),
-                late="bad" if isinstance(source, BigQuerySource | DatabaseSource) else "not looked at",
+                late="bad" if isinstance(source, TableSource) else "not looked at",
             )
     if "stream" in modes:
         for number, subscription in enumerate(spec.sources.stream):

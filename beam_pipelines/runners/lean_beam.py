@@ -18,7 +18,10 @@ from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.sources import FileSource
 
-_EXTRAS = ("bson", "pandas", "apitools", "google.cloud.dataflow", "apache_beam.io.gcp.gcsfilesystem", "apache_beam.io.gcp.bigquery")
+_EXTRAS = (
+    "bson", "pandas", "apitools", "google.cloud.dataflow", "google.cloud.pubsub",
+    "apache_beam.io.gcp.gcsfilesystem", "apache_beam.io.gcp.bigquery",
+)  # fmt: skip
 _LOCAL_SINKS = ("parquet", "csv", "jsonl")
 
 
@@ -46,6 +49,7 @@ def _import_without(names: Sequence[str]) -> None:
     sys.meta_path.insert(0, absent)
     try:
         importlib.import_module("apache_beam")
+        importlib.import_module("apache_beam.io.gcp.pubsub")  # of which FromRows takes the messages
         pa.array([None])  # pyarrow, too, looks for pandas: once, with the first list it is given
     finally:
         sys.meta_path.remove(absent)

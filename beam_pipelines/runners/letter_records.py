@@ -30,7 +30,7 @@ from beam_pipelines.sources.database_opened import lasting_name as database_name
 from beam_pipelines.sources.files import FileRange, file_ranges, list_versions, read_range
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQuerySource, DatabaseSource, FileSource
+from beam_pipelines.spec.sources import ArchiveSource, BatchSource, BigQuerySource, DatabaseSource, FileSource, TableSource
 from beam_pipelines.transforms.prepare import row_program
 
 Input = Literal["batch", "archive"]
@@ -158,5 +158,5 @@ def _at(piece: pa.RecordBatch, positions: npt.NDArray[np.int64], among: npt.NDAr
 def inputs_of(spec: PipelineSpec, letter: Letter) -> list[Input]:
     """The inputs of a batch in which a letter's record may lie: the archive, for a message of a stream; the batch sources."""
     found: list[Input] = ["archive"] if any(letter.source == s.pubsub for s in spec.sources.stream) else []
-    of_files = not found and any(isinstance(s, FileSource | BigQuerySource | DatabaseSource) for s in spec.sources.batch)
+    of_files = not found and any(isinstance(s, FileSource | TableSource) for s in spec.sources.batch)
     return [*found, "batch"] if of_files or any(isinstance(s, ArchiveSource) for s in spec.sources.batch) else found

@@ -19,7 +19,7 @@ from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.sinks.inventory import FileState, Inventory
 from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.load import LoadedSpec
-from beam_pipelines.spec.sources import BigQuerySource, DatabaseSource
+from beam_pipelines.spec.sources import TableSource
 
 _MOST_RUNS = 1_000
 
@@ -64,7 +64,7 @@ def run_new_files(loaded: LoadedSpec, call: Call, *, say: Callable[[str], None] 
 
 def _check_sources(loaded: LoadedSpec) -> None:
     for number, source in enumerate(loaded.spec.sources.batch):
-        if isinstance(source, BigQuerySource | DatabaseSource):
+        if isinstance(source, TableSource):
             raise SpecError(
                 f"--new-files: sources.batch[{number}] is the table {source.name}, which does not tell what is new in it; expected files.",
                 hint="Run without --new-files, or over a range: --from and --to.",

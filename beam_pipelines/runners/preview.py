@@ -30,7 +30,7 @@ from beam_pipelines.sources.files import broken_letters
 from beam_pipelines.sources.lookups import lookups_of
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import BatchSource, BigQuerySource, DatabaseSource, FileSource
+from beam_pipelines.spec.sources import BatchSource, FileSource, TableSource
 from beam_pipelines.transforms.prepare import row_stages
 
 _BLOCK_BYTES = 2**20  # the first rows do not need a whole block of a run
@@ -90,7 +90,7 @@ def _source_views(spec: PipelineSpec, number: int, source: BatchSource, most: in
     batch, letters = _first_rows(spec, source, most)
     several = len(spec.sources.batch) > 1
     name = (
-        f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in ((source.name,) if isinstance(source, BigQuerySource | DatabaseSource) else source.patterns))}"
+        f"read {', '.join(os.path.basename(p.rstrip('/')) or p for p in ((source.name,) if isinstance(source, TableSource) else source.patterns))}"
         if several
         else "read"
     )

@@ -55,7 +55,7 @@ from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs, write_outpu
 from beam_pipelines.sinks.plan import appends_of, letter_appends_of, letter_writes_of, writes_of
 from beam_pipelines.sinks.reached import Reached, begin, write_progress
 from beam_pipelines.sinks.resolutions import write_no_resolutions
-from beam_pipelines.sinks.results import RunResults, metadata, write_run
+from beam_pipelines.sinks.results import RunResults, expect_id, metadata, write_run
 from beam_pipelines.sinks.run import RunInfo, new_run_id, utc_now
 from beam_pipelines.sinks.speed import write_no_doors
 from beam_pipelines.sinks.stream_ledger import stored_outputs, stream_ledger
@@ -107,6 +107,7 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     RunError where the job breaks.
     """
     spec = loaded.spec
+    expect_id(loaded.state, call.run_id, mode="stream")
     with importable(loaded.directory):  # all that can refuse comes before the epoch: a wrong call must not end a stream that runs
         lookups = _check(spec)
     expect_no_other()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from beam_pipelines.arrow.ranges import Range, widened
 from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.formats.archive_files import HOUR_MICROS, Hour, hours, source_folder
+from beam_pipelines.formats.named_files import again
 from beam_pipelines.places import holds, join, list_files, size
 from beam_pipelines.runners.closed import closed_until
 from beam_pipelines.sinks.deletions import expect_archived
@@ -52,10 +54,10 @@ def upgrade_of(loaded: LoadedSpec) -> Upgrade:
     watermark = (known[max(known)] if known else Reached()).watermark_micros
     since = None if watermark is None else watermark - horizon(spec)
     archived = [hour for s in spec.sources.stream for hour in hours(source_folder(s.archive or join(state, "archive"), s.pubsub))]
-    again = [hour.folder for hour in archived if since is None or (hour.number + 1) * HOUR_MICROS > since]
+    replayed = [hour.folder for hour in archived if since is None or (hour.number + 1) * HOUR_MICROS > since]
     changes = (*_deleted(state, since), *_compared(loaded, epoch, start))
     anew, whole = _closed(loaded, archived)
-    return Upgrade(changes, epoch, start, since, sum(map(_bytes, again)), anew, whole)
+    return Upgrade(changes, epoch, start, since, sum(again(partial(_bytes, folder)) for folder in replayed), anew, whole)
 
 
 def _left_by_another(spec: PipelineSpec, state: str) -> Iterator[Change]:
@@ -91,10 +93,7 @@ def _unknown(epoch: int, why: str) -> Change:
 
 
 def _bytes(folder: str) -> int:
-    try:
-        return size([join(folder, name) for name in list_files(folder)])
-    except FileNotFoundError:  # merged and deleted meanwhile
-        return _bytes(folder)
+    return size([join(folder, name) for name in list_files(folder)])
 
 
 def _closed(loaded: LoadedSpec, archived: list[Hour]) -> tuple[Range | None, bool]:

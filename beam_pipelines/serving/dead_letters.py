@@ -85,10 +85,12 @@ def open_letters(state: str, places: Mapping[str, str] | None = None) -> duckdb.
 
 
 def failed_letters(run: RunResults) -> duckdb.DuckDBPyConnection:
-    """A connection whose `open_dead_letters` are those of a batch that failed; none of them is resolved. Raises SpecError where they are gone."""
+    """A connection whose `open_dead_letters` are those of a batch that failed; none of them is resolved. Raises SpecError where they are gone, or were never kept."""
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
     kept = run.kept_letters
+    if kept is None and run.dead_letters:
+        raise SpecError(f"dlq: no letters of run '{run.metadata.run_id}' were kept.", hint=f"It failed: {'; '.join(run.failures)}.")
     if kept is not None and not kept_there(kept):
         raise SpecError(
             f"dlq: the letters of run '{run.metadata.run_id}' are no longer in {kept.folder}.",
@@ -99,6 +101,11 @@ def failed_letters(run: RunResults) -> duckdb.DuckDBPyConnection:
     connection.execute(f"CREATE VIEW {OPEN} AS {letters}")
     connection.execute(f"CREATE VIEW {HISTORY} AS {NO_HISTORY}")
     return connection
+
+
+def has_letters(connection: duckdb.DuckDBPyConnection, *, where: str) -> bool:
+    """Whether a letter of `open_letters` fits the SQL condition, resolved or not."""
+    return any(ask(connection, f"SELECT 1 FROM {_selected(where, None, table)} LIMIT 1").num_rows for table in (OPEN, HISTORY))
 
 
 def select_letters(

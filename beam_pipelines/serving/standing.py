@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-import msgspec
-
-from beam_pipelines.places import each, join, read_bytes
 from beam_pipelines.sinks.deletions import read_account
-from beam_pipelines.sinks.epochs import Start, latest_epoch, newest_start, runs_here, stream_folder
-from beam_pipelines.sinks.reached import Reached, starts
+from beam_pipelines.sinks.epochs import Start, latest_epoch, newest_start, runs_here, starts_of
+from beam_pipelines.sinks.reached import Reached, reached_by
 from beam_pipelines.sinks.results import RunResults, list_runs
 
 _LOOKED_AT = 50
@@ -69,26 +66,23 @@ def unrecorded(state: str, recorded: Collection[str]) -> list[Unrecorded]:
     if not last:
         return []
     looked_at = range(max(1, last - _LOOKED_AT + 1), last + 1)
-    known, reached = _starts(state, looked_at), starts(state, since=looked_at.start - 1)
+    known = starts_of(state, looked_at)
+    ended = {e: s for e, s in known.items() if s.run_id not in recorded and (e != last or runs_here(state, s) is False)}
+    if not ended:
+        return []
     deleted_until = max((deleted.until for deleted in read_account(state).deleted if deleted.of == "runs"), default=0)
+    ended = {e: s for e, s in ended.items() if datetime.fromisoformat(s.started_at).timestamp() * 1_000_000 >= deleted_until}
+    reached = reached_by(state, {*ended, *(epoch - 1 for epoch in ended)})
     found = []
-    for epoch, start in known.items():
+    for epoch, start in ended.items():
         of_it = reached.get(epoch)
-        ended = epoch != last or runs_here(state, start) is False
-        begun = datetime.fromisoformat(start.started_at)
-        old = begun.timestamp() * 1_000_000 < deleted_until
-        if ended and start.run_id not in recorded and not old and not (of_it is not None and of_it.ended):
-            found.append(_without_record(start, begun, of_it, reached.get(epoch - 1), known.get(epoch + 1)))
+        if of_it is None or not of_it.ended:
+            found.append(_without_record(start, of_it, reached.get(epoch - 1), known.get(epoch + 1)))
     return found[::-1]
 
 
-def _starts(state: str, epochs: Iterable[int]) -> dict[int, Start]:
-    folder = join(stream_folder(state), "epochs")
-    contents = each(folder, read_bytes, [(join(folder, f"{epoch:06d}.json"),) for epoch in epochs])
-    return {epoch: msgspec.json.decode(content, type=Start) for epoch, content in zip(epochs, contents, strict=True) if content}
-
-
-def _without_record(start: Start, begun: datetime, reached: Reached | None, before: Reached | None, after: Start | None) -> Unrecorded:
+def _without_record(start: Start, reached: Reached | None, before: Reached | None, after: Start | None) -> Unrecorded:
+    begun = datetime.fromisoformat(start.started_at)
     through = None if reached is None or (before is not None and reached.through_ms == before.through_ms) else reached.through_ms
     heard = None if through is None else datetime.fromtimestamp(through / 1000, UTC)
     last = f"last heard of {heard:%Y-%m-%dT%H:%M:%SZ}" if heard is not None and heard > begun else "never heard of"
@@ -113,7 +107,7 @@ def _stream(state: str) -> StreamStanding | None:
     if newest is None:
         return None
     epoch, start = newest
-    reached = starts(state).get(epoch)
+    reached = reached_by(state, [epoch]).get(epoch)
     drained = reached is not None and reached.ended
     runs = False if drained else runs_here(state, start)
     return StreamStanding(

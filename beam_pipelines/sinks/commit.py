@@ -8,6 +8,7 @@ checks ┘                                           └─▶ bad: outputs as t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,13 +16,13 @@ import apache_beam as beam
 
 from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import DEAD_LETTERS
-from beam_pipelines.errors import RunError
+from beam_pipelines.errors import RunError, SinkError, TransientError
 from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
-from beam_pipelines.sinks.failed_letters import keep_letters
+from beam_pipelines.sinks.failed_letters import forget_letters, forget_older, keep_letters
 from beam_pipelines.sinks.inventory import Stock, with_spans
 from beam_pipelines.sinks.ledger import Ledger, sources_read, tally
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
-from beam_pipelines.sinks.results import CheckResult, RunResults, failures_of, find_run, judge_thresholds, metadata, write_run
+from beam_pipelines.sinks.results import CheckResult, RunResults, expect_id, failures_of, judge_thresholds, metadata, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, utc_now
 from beam_pipelines.sinks.text import csv_header
 from beam_pipelines.sinks.write import sql_schema
@@ -122,7 +123,11 @@ class Conclude(beam.DoFn):  # type: ignore[misc]
 
 
 def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], verdicts: Verdicts) -> RunResults:
-    """Judges the run over all it produced, then commits or abandons it; the record, also stored under the state folder."""
+    """Judges the run over all it produced, then commits or abandons it; the record, also stored under the state folder.
+
+    Letters that an earlier failure under its id has kept go with the record of that. Raises SpecError where a run of another kind has the id, SinkError where an output refuses.
+    """
+    before = expect_id(run.state, run.run_id, mode=run.mode)
     inbox = sort_elements(elements)
     ledger = tally(inbox.counts, [*outputs, *verdicts.published])
     checks = tuple(verdicts.judge(inbox.checks, ledger)) if verdicts.judge is not None else ()
@@ -133,14 +138,16 @@ def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], v
         ledger.reasons, ledger.failing, checks, thresholds,
     )  # fmt: skip
     if failures:
-        return _fail(run, outputs, record, inbox)
+        return _fail(run, outputs, record, inbox, before)
     known = snapshots(run.state, {o.name: o.path for o in outputs})
     schemas = {o.name: columns for o in outputs if (columns := _columns(o, inbox.schemas.get(o.name, ()), known.get(o.name)))}
     headers = {o.name: csv_header([n for n, _ in schemas[o.name]]) for o in outputs if o.single and o.format == "csv" and o.name in schemas}
     letters = frozenset(line.source for line in ledger.lines if line.dead or line.refused or line.late)
     stock = verdicts.stock and replace(verdicts.stock, read=with_spans(verdicts.stock.read, inbox.spans))
     sources = sources_read(ledger) | set(stock.gone if stock else ())  # nobody will read again what is gone: its letters go with it
-    return commit(Work(run, tuple(outputs), inbox.staged, record, sources, letters, schemas, headers, verdicts.since, stock))
+    done = commit(Work(run, tuple(outputs), inbox.staged, record, sources, letters, schemas, headers, verdicts.since, stock))
+    _forget(before, None)
+    return done
 
 
 def sort_elements(elements: Iterable[Any]) -> Inbox:
@@ -176,15 +183,27 @@ def sort_elements(elements: Iterable[Any]) -> Inbox:
     )
 
 
-def _fail(run: RunInfo, outputs: Sequence[Output], record: RunResults, inbox: Inbox) -> RunResults:
-    before = find_run(run.state, run.run_id)
-    if before is not None and before.status == "success":  # this id was committed by an earlier attempt: its record stays true
-        abandon(outputs, run)
+def _fail(run: RunInfo, outputs: Sequence[Output], record: RunResults, inbox: Inbox, before: RunResults | None) -> RunResults:
+    if before is not None and (before.status == "success" or before.metadata.started_at == run.started_at):
+        abandon(outputs, run)  # an earlier attempt has committed under this id, or this one has failed before: the record stays true
         return record
-    record = replace(record, kept_letters=keep_letters(outputs, inbox.staged, run, header=csv_header(DEAD_LETTERS.names)))
+    try:
+        record = replace(record, kept_letters=keep_letters(outputs, inbox.staged, run, header=csv_header(DEAD_LETTERS.names)))
+    except (SinkError, TransientError) as error:
+        record = replace(record, failures=(*record.failures, f"its dead letters could not be kept: {error.message.rstrip('.')}"))
     write_run(run.state, record)
+    _forget(before, record)
     abandon(outputs, run)
     return record
+
+
+def _forget(before: RunResults | None, record: RunResults | None) -> None:
+    """Deletes kept letters that no record names any more: of the record that was replaced, and of old failures. What cannot be deleted goes with later ones."""
+    with suppress(SinkError, TransientError):
+        if before is not None and before.kept_letters is not None:
+            forget_letters(before.kept_letters)
+        if record is not None and record.kept_letters is not None:
+            forget_older(record.kept_letters)
 
 
 def _lost_files(inbox: Inbox, ledger: Ledger, outputs: Sequence[Output]) -> tuple[str, ...]:

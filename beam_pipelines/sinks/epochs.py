@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import create_new, exists, join, list_files, read_bytes, write_bytes
+from beam_pipelines.places import create_new, each, exists, join, list_files, read_bytes, write_bytes
 from beam_pipelines.sinks.owners import Process, alive, this_process
 from beam_pipelines.sinks.run import utc_now
 
@@ -100,8 +100,17 @@ def latest_epoch(state: str) -> int:
 
 def all_starts(state: str) -> dict[int, Start]:
     """All starts so far, by epoch."""
-    contents = {number: read_bytes(_path(state, number)) for number in range(1, latest_epoch(state) + 1)}
-    return {number: msgspec.json.decode(content, type=Start) for number, content in contents.items() if content}
+    return starts_of(state, range(1, latest_epoch(state) + 1))
+
+
+def starts_of(state: str, epochs: Iterable[int]) -> dict[int, Start]:
+    """The starts of these epochs, in order; without those that nobody took."""
+
+    def read(epoch: int) -> tuple[int, bytes | None]:
+        return epoch, read_bytes(_path(state, epoch))
+
+    found = each(_folder(state), read, [(epoch,) for epoch in epochs])
+    return dict(sorted((epoch, msgspec.json.decode(content, type=Start)) for epoch, content in found if content))
 
 
 def newest_start(state: str) -> tuple[int, Start] | None:

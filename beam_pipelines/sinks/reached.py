@@ -6,10 +6,12 @@ was taken over may live on for a moment and get farther, but the windows it clos
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from beam_pipelines.arrow.engine import literal
-from beam_pipelines.places import join, list_files, local, read_bytes, write_bytes
+from beam_pipelines.places import each, join, list_files, local, read_bytes, write_bytes
 from beam_pipelines.sinks.epochs import stream_folder
 
 
@@ -28,18 +30,20 @@ class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
     out_ms: int | None = None
 
 
-def starts(state: str, *, since: int = 0) -> dict[int, Reached]:
-    """How far each start from this epoch on has come, by its epoch."""
-    found = {}
-    for name in list_files(_folder(state)):
-        if (
-            name.endswith(".json")
-            and name[:-5].isdigit()
-            and int(name[:-5]) >= since
-            and (content := read_bytes(join(_folder(state), name)))
-        ):
-            found[int(name[:-5])] = msgspec.json.decode(content, type=Reached)
-    return dict(sorted(found.items()))
+def starts(state: str) -> dict[int, Reached]:
+    """How far each start has come, by its epoch."""
+    names = list_files(_folder(state))
+    return reached_by(state, [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()])
+
+
+def reached_by(state: str, epochs: Iterable[int]) -> dict[int, Reached]:
+    """How far these starts have come, by epoch, in order; without those that have written nothing down."""
+
+    def read(epoch: int) -> tuple[int, bytes | None]:
+        return epoch, read_bytes(_path(state, epoch))
+
+    found = each(_folder(state), read, [(epoch,) for epoch in epochs])
+    return dict(sorted((epoch, msgspec.json.decode(content, type=Reached)) for epoch, content in found if content))
 
 
 def starts_sql(state: str) -> str | None:
@@ -61,7 +65,11 @@ def begin(state: str, epoch: int) -> Reached:
 
 def write_progress(state: str, epoch: int, reached: Reached) -> None:
     """Writes down how far this start has come."""
-    write_bytes(join(_folder(state), f"{epoch:06d}.json"), msgspec.json.encode(reached))
+    write_bytes(_path(state, epoch), msgspec.json.encode(reached))
+
+
+def _path(state: str, epoch: int) -> str:
+    return join(_folder(state), f"{epoch:06d}.json")
 
 
 def _folder(state: str) -> str:

@@ -150,10 +150,15 @@ def write_run(state: str, results: RunResults) -> None:
 
 def read_run(state: str, run_id: str) -> RunResults:
     """The record of a run. Raises RunError if there is none."""
-    content = read_bytes(record_path(state, run_id))
-    if content is None:
-        raise RunError(f"run '{run_id}': no such run in {join(state, 'runs')}.", hint="`query 'SELECT * FROM runs'` lists the runs.")
-    return from_json(content)
+    found = find_run(state, run_id)
+    if found is None:
+        raise no_such_run(state, run_id)
+    return found
+
+
+def no_such_run(state: str, run_id: str) -> RunError:
+    """What to say of an id that no run has."""
+    return RunError(f"run '{run_id}': no such run in {join(state, 'runs')}.", hint="`query 'SELECT * FROM runs'` lists the runs.")
 
 
 def find_run(state: str, run_id: str) -> RunResults | None:
@@ -162,8 +167,8 @@ def find_run(state: str, run_id: str) -> RunResults | None:
     return None if content is None else from_json(content)
 
 
-def expect_id(state: str, run_id: str | None, *, mode: str) -> None:
-    """Raises SpecError where a run of another kind, or a stream, has left its record under this id: its record would go, or a batch would be taken for done."""
+def expect_id(state: str, run_id: str | None, *, mode: str) -> RunResults | None:
+    """The record under this id, of a batch that is run again. Raises SpecError where a run of another kind, or a stream, has left one: it would go, or a batch would be taken for done."""
     found = find_run(state, run_id) if run_id is not None else None
     if found is not None and (mode == "stream" or found.metadata.mode != mode):
         about = found.metadata
@@ -171,6 +176,7 @@ def expect_id(state: str, run_id: str | None, *, mode: str) -> None:
             f"--run-id {run_id}: is taken by a {about.mode} run that began {about.started_at} ({record_path(state, about.run_id)}).",
             hint="Choose another, or leave it out: each start then has its own. Only a batch may be run again under its id.",
         )
+    return found
 
 
 def list_runs(state: str) -> list[RunResults]:

@@ -28,6 +28,7 @@ from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.run import Output, RunInfo, staging_of
 from beam_pipelines.spec.sinks import LETTERS
+from beam_pipelines.stage_results import arriving, joined
 
 DEAD, COUNTS = "dead", "counts"
 FILE, SCHEMA = "file", "schema"
@@ -69,7 +70,7 @@ class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         self.writing = Writing(output, layout, encoder, masking, event_time)
 
     def expand(self, given: Any) -> Written:
-        rows, *before = (given,) if isinstance(given, beam.PCollection) else given if isinstance(given, tuple) else (None,)
+        rows, dead, counts = arriving(given) if isinstance(given, beam.PCollection | tuple) else (None, [], [])
         if not isinstance(rows, beam.PCollection):
             raise SpecError(
                 f"{type(self).__name__} '{self.output.name}': got {type(given).__name__}; expected a PCollection of RecordBatches or a stage's result."
@@ -82,11 +83,7 @@ class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             )
         done = rows | "Stage" >> beam.ParDo(StageFiles(self.writing)).with_outputs(DEAD, COUNTS, main=FILE)
         done.dead.element_type = pa.RecordBatch
-        return Written(done[FILE], _all([*before[:-1], done[DEAD]], "Dead"), _all([*before[-1:], done[COUNTS]], "Counts"))
-
-
-def _all(collections: Sequence[beam.PCollection], label: str) -> beam.PCollection:
-    return collections[0] if len(collections) == 1 else tuple(collections) | f"All{label}" >> beam.Flatten()
+        return Written(done[FILE], joined([*dead, done[DEAD]], "Dead"), joined([*counts, done[COUNTS]], "Counts"))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from beam_pipelines.arrow.transform import TransformStep
 from beam_pipelines.errors import SpecError
 from beam_pipelines.spec.horizon import EVERYTHING, reach
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import BigQuerySource, DatabaseSource
+from beam_pipelines.spec.sources import TableSource
 
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999  # the times that BigQuery knows: years 1 to 9999
 
@@ -51,7 +51,7 @@ def _check_names(spec: PipelineSpec) -> None:
     if spec.deduplicate is None:
         return
     for number, source in enumerate(spec.sources.batch):
-        if isinstance(source, BigQuerySource | DatabaseSource) and source.row_id is None:
+        if isinstance(source, TableSource) and source.row_id is None:
             raise SpecError(
                 f"sources.batch[{number}]: {source.name}: a run over a range hides duplicates in partitions it does not write by the names of their rows, "
                 "and rows of a table have none that last; got no row_id.",

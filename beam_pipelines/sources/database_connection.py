@@ -23,6 +23,7 @@ _DEFAULTS = {"connect_timeout": "10", "keepalives_idle": "30", "application_name
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, 16_384  # of one batch as the driver gives it
 _SAID = re.compile(r"(?:ERROR|FATAL|PANIC): +([^\n]*)")
 _NOISE = re.compile(r"^(?:[A-Z_]+: )?(?:\[(?:libpq|SQLite)\] )?(?:Failed to (?:connect|prepare query): |PQgetCopyData\(\) failed: )?")
+_NOT_UNDERSTOOD = ("invalid uri", "in uri", "percent-encoded", "invalid integer value", "invalid connection option", "invalid port")
 _CODE = re.compile(r"SQLSTATE: (\w{5})")
 _LOST = re.compile(
     r"FATAL:|server closed the connection|could not (?:receive|send) data|no connection to the server|SSL (?:error|SYSCALL)|connection .*(?:reset|timed out)|lost synchronization",
@@ -53,24 +54,20 @@ class Connection:
 
     def ask(self, sql: str) -> list[dict[str, Any]]:
         """The rows of a small answer. Raises as `refused` says."""
-        with contextlib.closing(self._open.cursor()) as cursor:
-            if not self._of_file:
-                cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
-            try:
-                cursor.execute(sql)
-                rows: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
-            except Exception as error:
-                raise self.refused(error) from None
-            return rows
+        rows: list[dict[str, Any]] = self._answer(sql).to_pylist()
+        return rows
 
     def names(self, sql: str) -> list[str]:
         """The names of the columns that `sql` gives."""
+        return list(self._answer(sql).schema.names)
+
+    def _answer(self, sql: str) -> pa.Table:
         with contextlib.closing(self._open.cursor()) as cursor:
             if not self._of_file:
                 cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
             try:
                 cursor.execute(sql)
-                return list(cursor.fetch_arrow_table().schema.names)
+                return cursor.fetch_arrow_table()
             except Exception as error:
                 raise self.refused(error) from None
 
@@ -86,8 +83,6 @@ class Connection:
             cursor.execute(sql)
             yield from cursor.fetch_record_batch()
             ended = True
-        except GeneratorExit:
-            raise
         except Exception as error:
             if not self._of_file and _is_lost(error):
                 raise ConnectionLost(self._words(error)) from None
@@ -118,7 +113,7 @@ class Connection:
         if self._of_file:
             return _of_sqlite(self.at, said)
         low = said.lower()
-        if "invalid uri" in low or "invalid integer value" in low or "invalid connection option" in low or "invalid port" in low:
+        if any(words in low for words in _NOT_UNDERSTOOD):
             return SpecError(
                 f"{self.at}: the URL is not understood: {said}.", hint="Expected postgresql://USER@HOST:PORT/DATABASE?PARAMETER=VALUE."
             )
@@ -140,7 +135,9 @@ class Connection:
         text = str(error)
         found = _SAID.search(text)
         line = found[1] if found else _NOISE.sub("", text.split("\n", 1)[0])
-        return (line.replace(self._secret, "…") if self._secret else line).strip().rstrip(".")
+        for secret in filter(None, (quote(self._secret, safe=""), self._secret)):  # libpq repeats a URL that it does not understand
+            line = line.replace(secret, "…")
+        return line.strip().rstrip(".")
 
 
 def _driver(at: str, *, of_file: bool) -> Any:
@@ -183,6 +180,8 @@ def _is_lost(error: Exception) -> bool:
 
 def _of_postgres(at: str, said: str, code: str) -> RunError | SpecError:
     low = said.lower()
+    if code == "55P03" or "lock timeout" in low:
+        return TransientError(f"{at}: somebody changes the table, or waits to: {said}.", hint="Run again when that is done.")
     if code == "57014" or "canceling statement" in low:
         if "recovery" in low:
             return TransientError(
@@ -196,7 +195,7 @@ def _of_postgres(at: str, said: str, code: str) -> RunError | SpecError:
         return SourceError(
             f"{at}: no permission: {said}.", hint="Grant it: GRANT USAGE ON SCHEMA … and GRANT SELECT ON … TO the user of the URL."
         )
-    if code in ("40001", "40P01", "72000", "53300", "55P03") or code.startswith("57P"):
+    if code in ("40001", "40P01", "72000", "53300") or code.startswith("57P"):
         return TransientError(
             f"{at}: the server refuses for now: {said}.", hint="Run again later; a lower max_splits needs fewer connections."
         )

@@ -20,7 +20,7 @@ from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import POSITION, PROVENANCE, RAW, Failure, Rejected, dead_letters, of_source, provenance
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SourceError
-from beam_pipelines.formats.compression import codec_of, decompress, sound_bytes
+from beam_pipelines.formats.compression import CHECKED_LATE, codec_of, decompress, sound_bytes
 from beam_pipelines.formats.reader import Broken, Limits
 from beam_pipelines.formats.registry import reader
 from beam_pipelines.places import gcs, open_read
@@ -238,7 +238,7 @@ def _open(part: FileRange, source: FileSource, at_once: bool) -> BinaryIO:
         return _open_raw(part.path)
     bounds = {"max_expansion": source.max_expansion, "compressed_size": part.size}
     sound = None
-    if not at_once:
+    if not at_once and codec in CHECKED_LATE:
         with _open_raw(part.path) as looked_at:
             sound = sound_bytes(looked_at, codec, **bounds)
     return decompress(_open_raw(part.path), codec, sound=sound, **bounds)

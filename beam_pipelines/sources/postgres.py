@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.ranges import show_instant
@@ -33,8 +34,10 @@ _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SETTINGS = {
     "TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "postgres", "extra_float_digits": "1", "bytea_output": "hex",
     "standard_conforming_strings": "on", "synchronize_seqscans": "off", "max_parallel_workers_per_gather": "0", "constraint_exclusion": "on",
+    "lock_timeout": "10s",
 }  # fmt: skip
-"""Texts that do not depend on who asks; rows in the order of their pages; the range of a run leaves out whole partitions."""
+"""Texts that do not depend on who asks; rows in the order of their pages; the range of a run leaves out whole partitions; no worker waits for long behind
+somebody who changes the table, for he may wait for the launcher."""
 _TIMEOUTS = ("idle_in_transaction_session_timeout", "transaction_timeout")  # who holds a snapshot only waits; the second is known since 17
 _LEAST_PAGES = 512  # of a split: 4 MB
 _MOST_LEAVES = 1 << 15  # what a position has room for, beside 32 bits of the page and 16 in it
@@ -97,8 +100,7 @@ def open_postgres(
                 _LOG.warning(
                     "%s: one worker reads it all: nobody stays until the job has ended, to hold a snapshot that several could share.", at
                 )
-            found = found._replace(together=not found.placeless and len(found.leaves) > 1)
-            cut = _cut(found.leaves, 1)
+            found = found._replace(together=not found.placeless)
         shown = tuple(_shown(name, kind) for name, kind in zip(columns, types, strict=True))
         placed: Placed = "row_id" if found.placeless else "together" if found.together else "pages"
         parts = ((Part(found.sql),),) if placed != "pages" else cut
@@ -128,7 +130,7 @@ def _exported(connection: Connection, at: str) -> str | None:
     except TransientError:
         raise
     except BeamPipelinesError as error:
-        _LOG.warning("%s: the server exports no snapshot, so one worker reads it all: %s", at, error.message)
+        _LOG.warning("%s: the server exports no snapshot, so one worker reads it all: %s", at, error.message.removeprefix(f"{at}: "))
         connection.ask("ROLLBACK")
         _begin(connection)
         return None
@@ -156,14 +158,14 @@ def _relation(connection: Connection, source: DatabaseSource, at: str) -> _Relat
     names = [str(row["name"]) for row in rows]
     if not names:
         raise SpecError(f"{at}: {table} has no columns.")
-    leaves = _leaves(connection, oid)
+    leaves = _leaves(connection, name)
     strange = one["kind"] in "vf" or any(leaf["kind"] == "f" or leaf["method"] not in ("heap", None) for leaf in leaves)
     why = "rows of a view, or of a table that is kept elsewhere, have no place" if strange else ""
     if not why and not one["whole"]:
         why = "this user may read some columns of it, but not where a row lies"
     if len(leaves) > _MOST_LEAVES:
         why = f"it has {len(leaves):,} partitions, and places are known of {_MOST_LEAVES:,}"
-    together = not why and len(leaves) > 1 and (bool(one["guarded"]) or not all(leaf["mine"] for leaf in leaves))
+    together = not why and (bool(one["guarded"]) or not all(leaf["mine"] for leaf in leaves))
     return _Relation(name, names, leaves, why, together)
 
 
@@ -177,12 +179,12 @@ def _tables(connection: Connection) -> list[str]:
     return [str(row["name"]) for row in rows]
 
 
-def _leaves(connection: Connection, oid: int) -> list[dict[str, Any]]:
-    """The tables that hold the rows: itself, its partitions, or those that inherit from it."""
+def _leaves(connection: Connection, table: str) -> list[dict[str, Any]]:
+    """The tables that hold the rows: itself, its partitions, or those that inherit from it. `mine`: the user may read it, and all rows of it."""
     return connection.ask(
-        f"WITH RECURSIVE tree(oid) AS (SELECT {oid}::oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid) "
+        f"WITH RECURSIVE tree(oid) AS (SELECT {text(table)}::regclass::oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid) "
         "SELECT c.oid::int8 AS oid, c.relkind::text AS kind, a.amname::text AS method, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, "
-        "has_table_privilege(c.oid, 'SELECT') AS mine, "
+        "has_table_privilege(c.oid, 'SELECT') AND NOT row_security_active(c.oid) AS mine, "
         "CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(c.oid) / current_setting('block_size')::int8 ELSE 0 END AS pages "
         "FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam "
         "WHERE c.relkind IN ('r', 'm', 'f') ORDER BY c.oid"
@@ -299,26 +301,29 @@ class _Reading:
         self._opened = opened
         self._connection = self._connected()
         self._numbered = 0  # rows without a place
-        self._leaves: dict[int, int] = {}
+        self._leaves: pa.Array | None = None  # the numbers of the tables that are read together
 
     def close(self) -> None:
         self._connection.close()
 
     def rows(self, part: Part) -> Iterator[pa.RecordBatch]:
         opened = self._opened
+        if opened.placed == "together":
+            self._leaves = pa.array([leaf["oid"] for leaf in _leaves(self._connection, part.relation)], pa.int64())
         came = _Came(ordered=not opened.conditions)
         failures, since_s = 0, 0.0
         while True:
             try:
                 for batch in self._connection.stream(_select(opened, part, came.last)):
                     found = came.new(self._placed(batch, part))
-                    failures = 0
                     if found.num_rows:
+                        failures = 0
                         yield found
                 return
             except ConnectionLost as lost:
                 if opened.snapshot is None or opened.placed != "pages" or not came.known:
                     raise TransientError(f"{opened.at}: the connection broke in the middle: {lost.said}.", hint="Run again.") from None
+                came.again()
                 since_s = since_s if failures else time.monotonic()
                 failures += 1
                 self._connection.close()
@@ -343,7 +348,8 @@ class _Reading:
             _begin(connection, opened.snapshot)
         except BeamPipelinesError as error:
             connection.close()
-            if opened.snapshot is not None and ("snapshot" in error.message or "transaction" in error.message):
+            said = error.message.removeprefix(opened.at)  # without the table's name
+            if opened.snapshot is not None and ("snapshot" in said or "transaction" in said):
                 raise TransientError(
                     f"{opened.at}: what the run reads is over: {error.message.rsplit(': ', 1)[-1]}", hint=_SNAPSHOT_OVER
                 ) from None
@@ -352,23 +358,17 @@ class _Reading:
 
     def _placed(self, batch: pa.RecordBatch, part: Part) -> pa.RecordBatch:
         """The batch with the place of each row as a number."""
-        names, columns = list(batch.schema.names), list(batch.columns)
         if self._opened.placed == "row_id":
             places = np.arange(self._numbered, self._numbered + batch.num_rows, dtype=np.int64)
             self._numbered += batch.num_rows
-        else:
-            places = _numbers(columns.pop(names.index(PLACE)))
-            names.remove(PLACE)
-            if self._opened.placed == "together":
-                leaves = columns.pop(names.index(LEAF)).to_numpy()
-                names.remove(LEAF)
-                for oid in np.unique(leaves).tolist():
-                    self._leaves.setdefault(oid, len(self._leaves))
-                of = np.array([self._leaves[oid] for oid in leaves.tolist()], dtype=np.int64)
-                places |= of << 48
-            else:
-                places |= np.int64(part.leaf) << np.int64(48)
-        return pa.RecordBatch.from_arrays([pa.array(places), *columns], names=[PLACE, *names])
+            return batch.add_column(0, PLACE, pa.array(places))
+        if self._leaves is None:
+            return batch.set_column(0, PLACE, pa.array(_numbers(batch.column(PLACE)) | part.leaf << 48))
+        leaves = pc.index_in(batch.column(LEAF), self._leaves)
+        if leaves.null_count:  # a partition that was attached since is none of the snapshot's
+            batch, leaves = batch.filter(leaves.is_valid()), leaves.drop_null()
+        places = _numbers(batch.column(PLACE)) | leaves.to_numpy().astype(np.int64) << 48
+        return batch.drop_columns([LEAF]).set_column(0, PLACE, pa.array(places))
 
 
 class _Came:
@@ -376,7 +376,8 @@ class _Came:
 
     def __init__(self, *, ordered: bool) -> None:
         self._ordered = ordered
-        self._places: list[npt.NDArray[np.int64]] = []
+        self._places: list[npt.NDArray[np.int64]] = []  # of this statement, which gives no row twice
+        self._before = np.empty(0, np.int64)  # of those before it, in order
         self._rows = 0
         self.last: int | None = None
 
@@ -392,13 +393,20 @@ class _Came:
         if self._ordered:
             self.last = int(places[-1])
             return batch
-        if not self.known:
+        if len(self._before):
+            new = self._before.take(np.searchsorted(self._before, places), mode="clip") != places
+            batch, places = batch.filter(pa.array(new)), places[new]
+        self._rows += len(places)
+        if self.known:
+            self._places.append(places)
+        else:
             self._places = []
-            return batch
-        new = ~np.isin(places, np.concatenate(self._places)) if self._places else np.ones(len(places), np.bool_)
-        self._places.append(places[new])
-        self._rows += int(new.sum())
-        return batch if new.all() else batch.filter(pa.array(new))
+        return batch
+
+    def again(self) -> None:
+        """The next statement begins, which gives rows that have come once more."""
+        self._before = np.sort(np.concatenate([self._before, *self._places]))
+        self._places = []
 
 
 def _numbers(ctid: pa.Array) -> npt.NDArray[np.int64]:

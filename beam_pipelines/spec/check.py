@@ -20,7 +20,7 @@ from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
 from beam_pipelines.spec.secrets import absent_here, check_reference, passwords_of, secrets_of
-from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, BigQuerySource, DatabaseSource
+from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, TableSource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
 
@@ -75,7 +75,7 @@ def _check_names(spec: PipelineSpec, document: Document) -> None:
 def _check_sources(spec: PipelineSpec, document: Document, columns: dict[str, str | None]) -> None:
     for i, source in enumerate(spec.sources.batch):
         at: Path = ("sources", "batch", i)
-        if isinstance(source, BigQuerySource | DatabaseSource):
+        if isinstance(source, TableSource):
             _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=False)
             continue
         archive = isinstance(source, ArchiveSource)
@@ -262,7 +262,7 @@ def _notes_of_functions(spec: PipelineSpec) -> list[str]:
             continue
         seen, after = (sensitive_columns(spec.contract, spec.transform[:to]) for to in (number, number + 1))
         masked = {
-            name: after[name] for name in step.apply.columns if name in after and name not in step.apply.sensitive and name not in seen
+            name: after[name] for name in step.apply.columns if name not in step.apply.sensitive and after.get(name) != seen.get(name)
         }
         if masked:
             shown = ", ".join(f"{name} ({how})" for name, how in masked.items())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from beam_pipelines.arrow.expressions import ExpressionError, Kind, check_expression
+from beam_pipelines.arrow.expressions import ExpressionError, Fault, Kind, check_expression
 from beam_pipelines.errors import nearest
 from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.problems import Path
@@ -75,15 +74,13 @@ class Scope:
             return check_expression(sql, self.columns, kind=kind).type
         except ExpressionError as error:
             for fault in error.faults:
-                unknown = re.match(r"unknown column '(.+?)'", fault.message)
-                if unknown is None or not self.doubtful(unknown.group(1)):
-                    self.document.problem(path, self._explained(fault.message), offset=fault.offset + shift)
+                if fault.column is None or not self.doubtful(fault.column):
+                    self.document.problem(path, self._explained(fault), offset=fault.offset + shift)
             return None
 
-    def _explained(self, message: str) -> str:
-        unknown = re.match(r"unknown column '(.+?)'; ", message)
-        gone = self._gone(unknown.group(1)) if unknown else ""
-        return message[: unknown.end()] + gone + message[unknown.end() :] if unknown and gone else message
+    def _explained(self, fault: Fault) -> str:
+        known = f"unknown column '{fault.column}'; "
+        return fault.message if fault.column is None else fault.message.replace(known, known + self._gone(fault.column), 1)
 
     def value(self, path: Path, sql: str, *, what: str) -> str | None:
         """As `expression`, for a value that will be a column."""

@@ -267,10 +267,12 @@ def _kind(source: Any) -> str:
         for word, kind in (("archive", ArchiveSource), ("database", DatabaseSource), ("bigquery", BigQuerySource)):
             if get_close_matches(word, keys, n=1, cutoff=0.75):
                 return kind.__name__
-    return type(source).__name__ if isinstance(source, ArchiveSource | BigQuerySource | DatabaseSource) else FileSource.__name__
+    return type(source).__name__ if isinstance(source, ArchiveSource | TableSource) else FileSource.__name__
 
 
-BatchSource = FileSource | ArchiveSource | BigQuerySource | DatabaseSource
+TableSource = BigQuerySource | DatabaseSource
+"""What `run --mode batch` reads as a table."""
+BatchSource = FileSource | ArchiveSource | TableSource
 """What `run --mode batch` reads."""
 
 

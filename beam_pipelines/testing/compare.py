@@ -10,9 +10,10 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from beam_pipelines.arrow.contract import COLUMN_RULES
+from beam_pipelines.arrow.named_values import named_values
 from beam_pipelines.errors import nearest
 from beam_pipelines.spec.tests import Expectation, ExpectedDeadLetter
-from beam_pipelines.testing.rows import Row, Rows, as_mapping, rows_of
+from beam_pipelines.testing.rows import Row, Rows, rows_of
 
 if TYPE_CHECKING:
     from beam_pipelines.testing.run import SpecResult
@@ -174,9 +175,9 @@ def _value(value: Any) -> str:
     return str(value) if isinstance(value, date | time | Decimal) else repr(value)
 
 
-def same(actual: Any, wanted: Any, *, tolerance: float = TOLERANCE) -> bool:
+def same(actual: Any, wanted: Any, *, tolerance: float = TOLERANCE, absolute: float = 0.0) -> bool:
     """Whether a value that came out is the one a test wrote down: texts stand for times, decimals and JSON; floats may be `tolerance` apart,
-    relative to the larger one.
+    relative to the larger one, or `absolute`.
 
     >>> same(datetime(2013, 3, 10, 9, tzinfo=UTC), '2013-03-10T09:00:00Z'), same(Decimal('1.50'), '1.5'), same(True, 1)
     (True, True, False)
@@ -193,25 +194,27 @@ def same(actual: Any, wanted: Any, *, tolerance: float = TOLERANCE) -> bool:
         return actual == _decimal(wanted)
     if isinstance(actual, float):
         number = _number(wanted)
-        return number is not None and (math.isclose(actual, number, rel_tol=tolerance) or (actual != actual and number != number))
+        return number is not None and (
+            math.isclose(actual, number, rel_tol=tolerance, abs_tol=absolute) or (actual != actual and number != number)
+        )
     if isinstance(actual, bytes):
         return bool(actual == (wanted.encode() if isinstance(wanted, str) else wanted))
-    return _same_nested(actual, wanted, tolerance)
+    return _same_nested(actual, wanted, tolerance, absolute)
 
 
-def _same_nested(actual: Any, wanted: Any, tolerance: float) -> bool:
+def _same_nested(actual: Any, wanted: Any, tolerance: float, absolute: float) -> bool:
     if isinstance(wanted, Mapping | list | tuple) and isinstance(actual, str):
         try:
             actual = json.loads(actual)
         except ValueError:
             return False
-    want, have = as_mapping(wanted), as_mapping(actual)
+    want, have = named_values(wanted), named_values(actual)
     if want is not None:
-        return have is not None and all(n in have and same(have[n], v, tolerance=tolerance) for n, v in want.items())
+        return have is not None and all(n in have and same(have[n], v, tolerance=tolerance, absolute=absolute) for n, v in want.items())
     if isinstance(wanted, list | tuple):
         if not isinstance(actual, list | tuple) or len(actual) != len(wanted):
             return False
-        return all(same(a, w, tolerance=tolerance) for a, w in zip(actual, wanted, strict=True))
+        return all(same(a, w, tolerance=tolerance, absolute=absolute) for a, w in zip(actual, wanted, strict=True))
     return bool(actual == wanted)
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from beam_pipelines.arrow.aggregate import AggregateSpec
+from beam_pipelines.arrow.schema import POSITION
 from beam_pipelines.sinks.ledger import Line
+from beam_pipelines.sinks.results import RunResults
 
 LETTER = ("position", "stage", "reason", "message")
 """What tells dead letters apart."""
+Pane = tuple[str, dt.datetime, dt.datetime, tuple[Any, ...]]
+"""Aggregate, window, group."""
+Stored = Mapping[str, Sequence[dict[str, Any]]]
+"""What stands in each output, as readers see it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,25 @@ def _raw(letter: Mapping[str, Any]) -> Any:
     return raw if raw is None or letter["raw_format"] != "row" else json.dumps(json.loads(raw), sort_keys=True)
 
 
+def panes_of(found: Stored, aggregates: Mapping[str, AggregateSpec]) -> Iterator[tuple[Pane, dict[str, Any]]]:
+    """The panes among what is stored."""
+    for name, aggregate in aggregates.items():
+        for p in found[name]:
+            yield (name, p["_window_start"], p["_window_end"], tuple(p[g] for g in aggregate.group_by)), p
+
+
+def twice(found: Stored, aggregates: Mapping[str, AggregateSpec]) -> list[str]:
+    """What is stored more than once, a sentence each: the row of a message, the pane of a window and group."""
+    there = Counter(f"row of message {r[POSITION]}" for r in found["rows"])
+    there += Counter(pane_name(pane) for pane, _ in panes_of(found, aggregates))
+    return [f"{what} is there {n} times" for what, n in there.items() if n > 1]
+
+
+def failed(record: RunResults) -> list[str]:
+    """Why a batch is not to be compared, a sentence each."""
+    return [*record.failures, *([] if record.status == "success" else [f"the run is {record.status}"])]
+
+
 def unlike(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None, names: Sequence[str]) -> tuple[Any, Any]:
     """Of two rows or panes that differ in `names`, these; a whole one where the other is not there."""
     if a is None or b is None:
@@ -103,6 +131,18 @@ def described(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{n}={v}" for n, v in value.items()) or "nothing"
     return str(value)
+
+
+def pane_name(pane: Pane) -> str:
+    """Its aggregate, window and group, for people."""
+    name, start, end, group = pane
+    of = f" of {', '.join(map(str, group))}" if group else ""
+    return f"{name}, pane [{clock(start)}, {clock(end)}){of}"
+
+
+def clock(at: dt.datetime) -> str:
+    """A moment of a timeline, for people, in UTC."""
+    return at.astimezone(dt.UTC).strftime("%m-%d %H:%M:%S")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

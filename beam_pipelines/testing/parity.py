@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from beam_pipelines.arrow.message_positions import micros_of
 from beam_pipelines.arrow.schema import ARRIVAL, CONTRACT, POSITION, RUN_ID, SOURCE
 from beam_pipelines.errors import SpecError
 from beam_pipelines.formats.archive import raw_batch, write_messages
@@ -24,17 +25,30 @@ from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.sources import ArchiveSource, PubsubSource, Sources
 from beam_pipelines.testing.compare import TOLERANCE, same
-from beam_pipelines.testing.outcomes import Outcome, aligned, counts, described, ledger_of, letters_of, unlike, unlike_letters
+from beam_pipelines.testing.outcomes import (
+    Outcome,
+    Pane,
+    aligned,
+    clock,
+    counts,
+    described,
+    failed,
+    ledger_of,
+    letters_of,
+    pane_name,
+    panes_of,
+    twice,
+    unlike,
+    unlike_letters,
+)
 from beam_pipelines.testing.quick import quick
 from beam_pipelines.testing.run import Spec, loaded_spec
 from beam_pipelines.testing.stream import play, stored, streaming
-from beam_pipelines.testing.timeline import Delivery, Message, Step, Timeline, as_message, message_bytes, messages_batch, micros, moment
+from beam_pipelines.testing.timeline import Delivery, Message, Step, Timeline, as_message, deliveries, messages_batch
 from beam_pipelines.transforms.prepare import row_program
 
-Pane = tuple[str, dt.datetime, dt.datetime, tuple[Any, ...]]
-"""Aggregate, window, group."""
 _SHOWN, _WIDTH = 12, 70
-_BEGIN, _FAR = 1_704_067_200_000_000, 253_370_764_800_000_000  # 2024, 9999
+_BEGIN, _FAR = 1_704_067_200_000_000, dt.datetime(9999, 1, 1, tzinfo=dt.UTC)  # 2024 in microseconds
 _UNCOMPARED = {SOURCE, POSITION, ARRIVAL, RUN_ID, CONTRACT, "_pane", "_pane_index", "_epoch"}
 
 
@@ -50,7 +64,8 @@ def assert_batch_equals_stream(
     what comes behind the close of its window is then a difference (docs/stream.md, "Stale").
 
     Left out, by rule: copies of rows that come later than a stream compares them (docs/data-model.md, "Who is judged"), and panes of their windows.
-    Floats may be `tolerance` apart, relative to the larger one, because sums depend on their order.
+    Floats may be `tolerance` apart, relative to the larger one, because sums depend on their order; and 1e-9 in any case, because sums may cancel
+    (0: not at all).
 
     Raises AssertionError that shows what differs and the messages that bear on it, SpecError for a wrong spec or call.
     """
@@ -78,20 +93,20 @@ def _plays(
         steps = records.steps(spec.sources.stream[0].format, spec.contract)
         yield steps, [tuple(_some([d for step in steps for batch in step.batches for d in batch]))]
         return
-    deliveries = _some(_deliveries(spec, [as_message(record) for record in records]))
-    earliest = min(d.arrival for d in deliveries)
+    sent = _some(_arriving(spec, [as_message(record) for record in records]))
+    earliest = min(d.arrival for d in sent)
     for number in range(tries):
         chance = random.Random(f"{seed} {number}")  # noqa: S311  # an order, not a secret
-        order = chance.sample(deliveries, len(deliveries)) if number else deliveries
+        order = chance.sample(sent, len(sent)) if number else sent
         again = chance.sample(order, len(order) // 5) if number else []
         bundles = _cut(chance, [*order, *again]) if number else [tuple(order)]
         yield [Step(earliest, tuple(_cut(chance, bundle))) for bundle in bundles], _cut(chance, chance.sample(order, len(order)))
 
 
-def _some(deliveries: list[Delivery]) -> list[Delivery]:
-    if not deliveries:
+def _some(sent: list[Delivery]) -> list[Delivery]:
+    if not sent:
         raise SpecError("assert_batch_equals_stream: records: there are none, so nothing would be compared.")
-    return deliveries
+    return sent
 
 
 def _cut(chance: random.Random, messages: Sequence[Delivery]) -> list[tuple[Delivery, ...]]:
@@ -100,32 +115,28 @@ def _cut(chance: random.Random, messages: Sequence[Delivery]) -> list[tuple[Deli
     return [tuple(messages[a:b]) for a, b in itertools.pairwise(marks)]
 
 
-def _deliveries(spec: PipelineSpec, messages: Sequence[Message]) -> list[Delivery]:
+def _arriving(spec: PipelineSpec, messages: Sequence[Message]) -> list[Delivery]:
     """The messages as they are delivered; those without an arrival arrive at their event time, or with the last of the others."""
-    source, known, found = spec.sources.stream[0], dict[str, int](), list[Delivery]()
-    for number, message in enumerate(messages):
-        name = message.id or str(number)
-        arrival = _FAR if message.arrival is None else micros(moment(message.arrival))
-        content = message_bytes(message.record, source.format, spec.contract)
-        found.append(Delivery(known.setdefault(name, number), content, arrival, name, message.attributes))
-    unsaid = [d for d in found if d.arrival == _FAR]
+    source, far = spec.sources.stream[0], micros_of(_FAR)
+    found = deliveries([(_FAR, message) for message in messages], source.format, spec.contract)
+    unsaid = [d for d in found if d.arrival == far]
     times = _event_times(spec, source, unsaid) if unsaid else {}
-    said = [d.arrival for d in found if d.arrival != _FAR]
+    said = [d.arrival for d in found if d.arrival != far]
     last = max([*times.values(), *said], default=_BEGIN)
-    return [d if d.arrival != _FAR else replace(d, arrival=times.get(d.position, last)) for d in found]
+    return [d if d.arrival != far else replace(d, arrival=times.get(d.position, last)) for d in found]
 
 
-def _event_times(spec: PipelineSpec, source: PubsubSource, deliveries: Sequence[Delivery]) -> dict[int, int]:
+def _event_times(spec: PipelineSpec, source: PubsubSource, unsaid: Sequence[Delivery]) -> dict[int, int]:
     """Event times by position, where they can be read."""
     time = spec.contract.event_time
     if time is None:
         return {}
     plain = spec.model_copy(update={"transform": (), "checks": (), "lookups": {}, "deduplicate": None})
-    raw = raw_batch(messages_batch(deliveries, source.pubsub), keep_attributes=source.format.type == "avro")
+    raw = raw_batch(messages_batch(unsaid, source.pubsub), keep_attributes=source.format.type == "avro")
     split = row_program(plain, source, {})(raw)
     rows = [(r[POSITION], r[time]) for r in split.rows.select([POSITION, time]).to_pylist()]
     letters = [(x["position"], x["event_time"]) for x in split.dead.to_pylist()]
-    return {position: micros(_instant(at)) for position, at in [*rows, *letters] if at is not None}
+    return {position: micros_of(_instant(at)) for position, at in [*rows, *letters] if at is not None}
 
 
 def _instant(at: Any) -> dt.datetime:
@@ -146,14 +157,14 @@ def as_batch(loaded: LoadedSpec) -> Outcome:
     """What `run --mode batch --apply-lateness` makes of the batch source."""
     with quick():
         record = run_batch(loaded, Call(apply_lateness=True))
-    return _outcome(loaded, "batch", ledger_of(record.ledger, record.dead_letters), record.failures)
+    return _outcome(loaded, "batch", ledger_of(record.ledger, record.dead_letters), failed(record))
 
 
 def archive(folder: str, batches: Iterable[Sequence[Delivery]], source: str) -> None:
     """Puts messages where a batch finds them."""
     os.makedirs(folder, exist_ok=True)
-    for deliveries in batches:
-        write_messages(messages_batch(deliveries, source), folder, epoch=1)
+    for batch in batches:
+        write_messages(messages_batch(batch, source), folder, epoch=1)
 
 
 def _over_archive(streamed: LoadedSpec, batches: Iterable[Sequence[Delivery]], folder: str) -> LoadedSpec:
@@ -175,12 +186,8 @@ def _outcome(loaded: LoadedSpec, layer: str, ledger: Any, wrong: Iterable[str]) 
     found = stored(loaded, layer=layer)
     spoken = letters_of(found["dead_letters"])
     doors = {number: tuple(s[0] for s in said) for number, said in spoken.items()}
-    panes = {
-        (name, p["_window_start"], p["_window_end"], tuple(p[g] for g in aggregate.group_by)): p
-        for name, aggregate in loaded.spec.aggregates.items()
-        for p in found[name]
-    }
-    return Outcome({r[POSITION]: r for r in found["rows"]}, doors, panes, ledger, spoken, list(wrong))
+    rows, panes = {r[POSITION]: r for r in found["rows"]}, dict(panes_of(found, loaded.spec.aggregates))
+    return Outcome(rows, doors, panes, ledger, spoken, [*wrong, *twice(found, loaded.spec.aggregates)])
 
 
 # ── whether it is the same ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,7 +227,7 @@ def _unjudged(spec: PipelineSpec, batch: Outcome, stream: Outcome) -> tuple[set[
 
     def judged(row: Mapping[str, Any]) -> bool:
         at = row.get(time)
-        return at is not None and (row[ARRIVAL] is None or micros(row[ARRIVAL]) - micros(_instant(at)) <= late)
+        return at is not None and (row[ARRIVAL] is None or micros_of(row[ARRIVAL]) - micros_of(_instant(at)) <= late)
 
     keys = {_key(row, key) for row in rows.values() if not judged(row)}
     messages = {number for number, row in rows.items() if _key(row, key) in keys}
@@ -264,10 +271,8 @@ def _of_panes(found: _Difference, batch: Outcome, stream: Outcome, left_out: set
         a, b = batch.panes.get(pane), stream.panes.get(pane)
         names = _apart(a, b, tolerance)
         if names or (a is None) != (b is None):
-            name, start, end, group = pane
             mine, other = unlike(_compared(a), _compared(b), names)
-            of = f" of {', '.join(map(str, group))}" if group else ""
-            found.said.append(f"{name}, pane [{_clock(start)}, {_clock(end)}){of}: batch {described(mine)}; stream {described(other)}")
+            found.said.append(f"{pane_name(pane)}: batch {described(mine)}; stream {described(other)}")
             found.panes.add(pane)
 
 
@@ -280,7 +285,11 @@ def _apart(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None, tolerance: 
     mine, other = _compared(a), _compared(b)
     if mine is None or other is None:
         return []
-    return [n for n in dict.fromkeys([*mine, *other]) if not same(mine.get(n), other.get(n), tolerance=tolerance)]
+    return [
+        n
+        for n in dict.fromkeys([*mine, *other])
+        if not same(mine.get(n), other.get(n), tolerance=tolerance, absolute=min(tolerance, TOLERANCE))
+    ]
 
 
 # ── how it is shown ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -299,8 +308,8 @@ def _table(spec: PipelineSpec, steps: Sequence[Step], batch: Outcome, stream: Ou
         for i, d in enumerate(mine):
             text = d.data.decode("utf-8", "replace")
             record = text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
-            clock = _clock(_at(step.watermark)) if i == 0 else "|"
-            rows.append((clock, str(d.position), _clock(_at(d.arrival)), record, batch.door(d.position), stream.door(d.position)))
+            mark = clock(_at(step.watermark)) if i == 0 else "|"
+            rows.append((mark, str(d.position), clock(_at(d.arrival)), record, batch.door(d.position), stream.door(d.position)))
     shown = f"{len(bearing)} of {len(everything)} messages bear on it:" if bearing else f"the {len(everything)} messages:"
     return [shown, *aligned(rows)]
 
@@ -327,7 +336,3 @@ def _bearing(spec: PipelineSpec, batch: Outcome, stream: Outcome, found: _Differ
 
 def _at(micros_: int) -> dt.datetime:
     return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=micros_)
-
-
-def _clock(at: dt.datetime) -> str:
-    return at.astimezone(dt.UTC).strftime("%m-%d %H:%M:%S")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from beam_pipelines.arrow.named_values import named_values
 from beam_pipelines.errors import SpecError
 
 Row = Mapping[str, Any]
@@ -32,22 +32,11 @@ def records_of(given: Any, *, where: str) -> list[Record]:
     """As `rows_of`; texts and bytes are records as they stand."""
     if isinstance(given, pa.RecordBatch | pa.Table):
         return list(given.to_pylist())
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or as_mapping(given) is not None:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or named_values(given) is not None:
         raise SpecError(
             f"{where}: got {_named(given)}; expected a list of rows, a RecordBatch or a Table.", hint="Put a single row into a list."
         )
     return [record for i, one in enumerate(given) for record in _each(one, f"{where}[{i}]")]
-
-
-def as_mapping(row: Any) -> Row | None:
-    """A row as a mapping, shallow; None where it is none."""
-    if isinstance(row, Mapping):
-        return row
-    if hasattr(row, "_asdict"):  # NamedTuple and beam.Row
-        return dict(row._asdict())
-    if dataclasses.is_dataclass(row) and not isinstance(row, type):
-        return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return None
 
 
 def _each(one: Any, where: str) -> Iterator[Record]:
@@ -55,7 +44,7 @@ def _each(one: Any, where: str) -> Iterator[Record]:
         yield from one.to_pylist()
     elif isinstance(one, str | bytes):
         yield one
-    elif (row := as_mapping(one)) is not None:
+    elif (row := named_values(one)) is not None:
         yield row
     else:
         raise _refused(where, one)

@@ -9,7 +9,8 @@ Timeline().arrive("2024-05-01T10:01Z", a, b).arrive("2024-05-01T10:35Z", c).wate
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,12 +21,14 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.message_positions import micros_of
+from beam_pipelines.arrow.named_values import named_values
 from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, UTC_MICROS, provenance
 from beam_pipelines.coders import RecordBatchCoder
 from beam_pipelines.errors import SpecError
 from beam_pipelines.formats.options import Format, JsonFormat, TextFormat
 from beam_pipelines.testing.encoding import encode
-from beam_pipelines.testing.rows import EXPECTED, Record, as_mapping
+from beam_pipelines.testing.rows import EXPECTED, Record
 
 Moment = dt.datetime | str
 """A datetime, or its text in ISO 8601; without an offset it is UTC."""
@@ -85,13 +88,9 @@ class Timeline:
 
     def steps(self, fmt: Format, contract: Contract) -> list[Step]:
         """As a source gives it, records in `fmt`."""
-        known: dict[str, int] = {}
-        numbers = iter(range(sum(len(messages) for _, messages in self.moments)))
-        found = []
-        for now, messages in self.moments:
-            batch = tuple(_delivery(replace(m, arrival=m.arrival or now), known, numbers, fmt, contract) for m in messages)
-            found.append(Step(micros(now), (batch,) if batch else ()))
-        return found
+        found = iter(deliveries([(now, m) for now, messages in self.moments for m in messages], fmt, contract))
+        batches = [tuple(itertools.islice(found, len(messages))) for _, messages in self.moments]
+        return [Step(micros_of(now), (batch,) if batch else ()) for (now, _), batch in zip(self.moments, batches, strict=True)]
 
 
 def as_message(record: Any) -> Message:
@@ -100,7 +99,7 @@ def as_message(record: Any) -> Message:
         return replace(record, record=as_message(record.record).record)
     if isinstance(record, str | bytes):
         return Message(record)
-    row = as_mapping(record)
+    row = named_values(record)
     if row is None:
         raise SpecError(f"timeline: got {type(record).__name__} {record!r:.60}; expected a Message, text, bytes, {EXPECTED}.")
     return Message(row)
@@ -115,11 +114,6 @@ def moment(at: Moment) -> dt.datetime:
     return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
 
 
-def micros(at: dt.datetime) -> int:
-    """Microseconds since 1970."""
-    return (at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
-
-
 def message_bytes(record: Record, fmt: Format, contract: Contract) -> bytes:
     """A record as the bytes of one message. Raises SpecError for a mapping in a format whose messages must be given as bytes."""
     if isinstance(record, bytes):
@@ -131,13 +125,16 @@ def message_bytes(record: Record, fmt: Format, contract: Contract) -> bytes:
     raise SpecError(f"a message of format {fmt.type}: got a mapping; expected its bytes.", hint="Encode it as its producer does.")
 
 
-def _delivery(message: Message, known: dict[str, int], numbers: Iterator[int], fmt: Format, contract: Contract) -> Delivery:
-    position = known[message.id] if message.id in known else next(numbers)
-    name = message.id or str(position)
-    known.setdefault(name, position)
-    assert message.arrival is not None
-    at = micros(moment(message.arrival))
-    return Delivery(position, message_bytes(message.record, fmt, contract), at, name, message.attributes)
+def deliveries(sent: Iterable[tuple[dt.datetime, Message]], fmt: Format, contract: Contract) -> list[Delivery]:
+    """Messages as a pull gives them, records in `fmt`; each arrives at the moment beside it unless it says another. A message without an id is one
+    of its own."""
+    known, found = dict[str, int](), list[Delivery]()
+    for number, (at, message) in enumerate(sent):
+        name, position = (f"#{number}", number) if message.id is None else (message.id, known.setdefault(message.id, number))
+        arrival = at if message.arrival is None else moment(message.arrival)
+        content = message_bytes(message.record, fmt, contract)
+        found.append(Delivery(position, content, micros_of(arrival), name, message.attributes))
+    return found
 
 
 # ── as a source gives it ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -29,10 +29,11 @@ from beam_pipelines.arrow.panes import Plan, expansion, merge_partials, partials
 from beam_pipelines.arrow.schema import PROVENANCE
 from beam_pipelines.arrow.window_panes import DAY
 from beam_pipelines.errors import SpecError
+from beam_pipelines.stage_results import arriving, joined
 from beam_pipelines.transforms.aggregate_counts import counts_of
 from beam_pipelines.transforms.aggregate_stream import Streaming, stream_aggregate
 from beam_pipelines.transforms.given import batches, contract_of, piped
-from beam_pipelines.transforms.stage import COUNTS, DEAD, arriving, joined
+from beam_pipelines.transforms.stage import COUNTS, DEAD
 
 SHARDS = 4
 _MERGE_ROWS = 100_000  # partials held unmerged

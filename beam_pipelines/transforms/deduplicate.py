@@ -34,10 +34,11 @@ from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.arrow.schema import ARRIVAL, KEY_HASH, SOURCE
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
 from beam_pipelines.errors import SpecError, nearest
+from beam_pipelines.stage_results import arriving, joined
 from beam_pipelines.transforms.deduplicate_stream import unbounded
 from beam_pipelines.transforms.given import batches, contract_of, piped
 from beam_pipelines.transforms.spill import SpillFolder, cleanup, sweep, temp_location_of
-from beam_pipelines.transforms.stage import COUNTS, arriving, joined
+from beam_pipelines.transforms.stage import COUNTS
 
 __all__ = ["Deduplicate", "Deduplicated", "DeduplicatedWithDead", "cleanup", "sweep"]
 
@@ -109,7 +110,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     `changes=False` takes nothing back: the first copy to arrive goes on at once, without `_change`, and later ones are dropped. That is the rule
     `keep="oldest"` by arrival time, and what a bounded input keeps too; it is no set of rows that decides in a stream, but the order in which they
-    come. State is the same.
+    come. State is the same. A row that is later than `lateness` passes again when its message is delivered again: put `DropRedelivered(horizon=)`
+    before it.
 
         stream | ... | Deduplicate(DeduplicateRule(within="2d"), contract=contract, changes=False)
 

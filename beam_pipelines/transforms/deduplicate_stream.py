@@ -31,7 +31,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from beam_pipelines import metrics
 from beam_pipelines.arrow.concat import Pending, concat, slices
-from beam_pipelines.arrow.copies import Copies
+from beam_pipelines.arrow.copies import Copies, Judged
 from beam_pipelines.arrow.counts import Count, rows_by_source, unit_of
 from beam_pipelines.arrow.duplicates import CONTENT, KEY, ORDER, TIME, Comparison, digests, first_byte
 from beam_pipelines.arrow.engine import Engine
@@ -117,23 +117,21 @@ class ByRule:
     def horizon(self) -> int:
         return self.within + self.lateness
 
-    def load(self, cells: Any) -> Copies:
+    def load(self, cells: Any) -> Any:
         slice_micros = max(1, -(-self.horizon // (CELLS - 2)))  # the slice being filled and the one being left are live too
         return Copies.load(cells, within=self.within, keep=self.how.keep, slice_micros=slice_micros)
 
-    def judge(self, held: Copies, rows: pa.RecordBatch) -> Iterator[Any]:
+    def judge(self, held: Any, rows: pa.RecordBatch) -> Iterator[Any]:
         if _KEY not in rows.schema.names:
             yield from self._unjudged(rows)
             return
         judged = held.add(self._copies(rows))
         rows = rows.drop_columns(list(_CARRIED))
-        if judged.stays.any():
-            yield _changed(rows if judged.stays.all() else rows.filter(pa.array(judged.stays)), +1)
+        yield from self._tell(rows if judged.stays.all() else rows.filter(pa.array(judged.stays)), +1)
         taken_back = concat(
             [_bare(rows.filter(pa.array(judged.duplicate)), self.how.event_time), self._earlier(judged.superseded, rows.schema)]
         )
-        if taken_back.num_rows:
-            yield _changed(taken_back, -1)
+        yield from self._tell(taken_back, -1)
         metrics.count("rows_redelivered", int(judged.redelivered.sum()))
         metrics.count("rows_duplicate", taken_back.num_rows)
         for source, n in rows_by_source(taken_back).items():
@@ -141,12 +139,13 @@ class ByRule:
 
     def _unjudged(self, rows: pa.RecordBatch) -> Iterator[Any]:
         metrics.count("rows_beyond_horizon", rows.num_rows)
-        yield self._told(rows)
+        yield from self._tell(rows, +1)
         for source, n in rows_by_source(rows).items():
             yield TaggedOutput(COUNTS, (f"deduplicate:{unit_of(rows)}", source, UNJUDGED, BEYOND_HORIZON, n))
 
-    def _told(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        return _changed(rows, +1)
+    def _tell(self, rows: pa.RecordBatch, change: int) -> Iterator[pa.RecordBatch]:
+        if rows.num_rows:
+            yield rows.append_column(CHANGE, pa.array(np.full(rows.num_rows, change, np.int8)))
 
     def _copies(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         names, by = rows.schema.names, self.how.order_by
@@ -165,28 +164,17 @@ class ByRule:
 
 
 class FirstWins(ByRule):
-    """Lets the first copy of each key pass, and drops what comes later within reach of any copy: nothing is taken back."""
+    """Lets the first copy of each key pass, and drops what comes later within reach of any copy: nothing is taken back.
+
+    A row beyond the horizon passes unjudged, and so again when its message is delivered again: `DropRedelivered` before it lets it pass once.
+    """
 
     def load(self, cells: Any) -> Any:
         return Numbered.of(super().load(cells), cells)
 
-    def judge(self, held: Any, rows: pa.RecordBatch) -> Iterator[Any]:
-        if _KEY not in rows.schema.names:
-            yield from self._unjudged(rows)
-            return
-        copies = self._copies(rows)
-        judged = held.copies.add(copies.set_column(copies.schema.names.index(ORDER), ORDER, held.numbers(copies)))
-        rows = rows.drop_columns(list(_CARRIED))
-        if judged.stays.any():
-            yield rows if judged.stays.all() else rows.filter(pa.array(judged.stays))
-        duplicates = rows.filter(pa.array(judged.duplicate))
-        metrics.count("rows_redelivered", int(judged.redelivered.sum()))
-        metrics.count("rows_duplicate", duplicates.num_rows)
-        for source, n in rows_by_source(duplicates).items():
-            yield TaggedOutput(COUNTS, (f"deduplicate:{unit_of(rows)}", source, "duplicate", "", n))
-
-    def _told(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        return rows
+    def _tell(self, rows: pa.RecordBatch, change: int) -> Iterator[pa.RecordBatch]:
+        if rows.num_rows and change > 0:
+            yield rows
 
 
 @dataclass
@@ -207,6 +195,9 @@ class Numbered:
 
     def expire(self, before_micros: int) -> None:
         self.copies.expire(before_micros)
+
+    def add(self, rows: pa.RecordBatch) -> Judged:
+        return self.copies.add(rows.set_column(rows.schema.names.index(ORDER), ORDER, self.numbers(rows)))
 
     def save(self) -> Iterator[tuple[int, bool, pa.RecordBatch | None]]:
         return self.copies.save()
@@ -279,10 +270,6 @@ def _beyond(times: pa.Array, arrived: npt.NDArray[np.int64], lateness: int) -> n
     late: npt.NDArray[np.bool_] = times.fill_null(_LEAST).to_numpy() < limit
     late |= times.is_null().to_numpy(zero_copy_only=False)
     return late
-
-
-def _changed(rows: pa.RecordBatch, change: int) -> pa.RecordBatch:
-    return rows.append_column(CHANGE, pa.array(np.full(rows.num_rows, change, np.int8)))
 
 
 def _bare(rows: pa.RecordBatch, event_time: str | None) -> pa.RecordBatch:

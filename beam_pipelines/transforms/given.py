@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.errors import SpecError
-from beam_pipelines.transforms.stage import arriving
+from beam_pipelines.stage_results import arriving
 
 _TAKES_ONE = (beam.ParDo, beam.GroupByKey, beam.CombineGlobally, beam.CombinePerKey, beam.Reshuffle)
 

@@ -21,7 +21,7 @@ from beam_pipelines.arrow.schema import ARRIVAL, KEY_HASH, source_number
 from beam_pipelines.arrow.steps import civil_after, columns_after, transform_steps
 from beam_pipelines.formats.registry import TEXT_FORMATS, decode_steps, message_steps
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import BatchSource, BigQuerySource, DatabaseSource, FileSource, PubsubSource
+from beam_pipelines.spec.sources import BatchSource, FileSource, PubsubSource, TableSource
 from beam_pipelines.transforms.guard import Guard, guarded
 from beam_pipelines.transforms.stage import RowProgram, run_program, run_program_endlessly
 
@@ -105,7 +105,7 @@ def row_stages(spec: PipelineSpec, source: BatchSource | PubsubSource, lookups: 
 
 
 def _decode(source: BatchSource | PubsubSource, contract: Contract) -> tuple[Step, ...]:
-    if isinstance(source, FileSource | BigQuerySource | DatabaseSource):
+    if isinstance(source, FileSource | TableSource):
         return decode_steps(source.format, contract)
     return message_steps(source.format, contract, endpoint=source.endpoint if isinstance(source, PubsubSource) else None)
 
@@ -113,7 +113,7 @@ def _decode(source: BatchSource | PubsubSource, contract: Contract) -> tuple[Ste
 def _future(spec: PipelineSpec, source: BatchSource | PubsubSource) -> tuple[Step, ...]:
     """Rows whose event time lies further ahead of their arrival than the contract allows leave as FUTURE."""
     time, skew = spec.contract.event_time, spec.contract.allowed_skew
-    if time is None or (isinstance(source, FileSource | BigQuerySource | DatabaseSource) and source.arrival is None):
+    if time is None or (isinstance(source, FileSource | TableSource) and source.arrival is None):
         return ()
     at, arrival = f"{quote(time)}::TIMESTAMP", f"{quote(ARRIVAL)}::TIMESTAMP"
     message = f"{literal(f'{time}: got ')} || {at}::VARCHAR || ', which is ' || ({at} - {arrival})::VARCHAR || ' after the arrival; expected at most {format_duration(skew)} (contract.allowed_skew)'"

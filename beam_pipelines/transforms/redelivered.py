@@ -16,10 +16,10 @@ from beam_pipelines.arrow.duplicates import TIME
 from beam_pipelines.arrow.held import CELLS
 from beam_pipelines.arrow.schema import CHANGE, KEY_HASH, POSITION, SOURCE
 from beam_pipelines.errors import RunError, SpecError
+from beam_pipelines.stage_results import arriving
 from beam_pipelines.transforms.deduplicate_stream import Waiting, arrivals, in_global_window, stamped
 from beam_pipelines.transforms.keyed_state import keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
-from beam_pipelines.transforms.stage import arriving
 
 HOUR = 3_600_000_000
 _TIME = "_arrival_micros"
@@ -42,7 +42,7 @@ class DropRedelivered(beam.PTransform):  # type: ignore[misc]  # Beam ships no t
         self._horizon = horizon
 
     def expand(self, stage: Any) -> Any:
-        rows, _, counts = arriving(stage)
+        rows, _, _ = arriving(stage)
         if rows.is_bounded:
             return stage
         first = (
@@ -50,7 +50,7 @@ class DropRedelivered(beam.PTransform):  # type: ignore[misc]  # Beam ships no t
             | "Identify" >> beam.ParDo(_Identify()).with_output_types(keyed_batches())
             | "Judge" >> beam.ParDo(Remember(_ByIdentity(self._horizon))).with_output_types(pa.RecordBatch)
         )
-        if not counts:
+        if isinstance(stage, beam.PCollection):
             return first
         return stage._replace(**{stage._fields[0]: first}) if hasattr(stage, "_replace") else (first, *stage[1:])
 

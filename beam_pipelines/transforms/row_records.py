@@ -10,7 +10,6 @@ Every value either keeps its meaning or makes the row `Unreadable`, with a sente
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -24,6 +23,7 @@ import numpy as np
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.named_values import named_values
 from beam_pipelines.arrow.types import DataType
 
 Member = Mapping[str, Any] | DataType | None
@@ -53,16 +53,20 @@ def members_of(contract: Contract) -> dict[str, Any]:
 
 
 def record(row: Any, members: Mapping[str, Any]) -> bytes:
-    """A mapping, `beam.Row`, NamedTuple or dataclass as a JSON object. Raises Unreadable."""
-    named = row if type(row) is dict else named_values(row)
-    if named is None:
-        raise Unreadable(_unknown(row))
+    """A mapping, `beam.Row`, NamedTuple or dataclass as a JSON object. Raises Unreadable, whatever the row's own methods raise."""
     try:
+        named = row if type(row) is dict else named_values(row)
+        if named is None:
+            raise Unreadable(_unknown(row))
         kinds = set(map(type, named.values()))
-        if not kinds <= _SIMPLE and not _simple_items(named.values()):
+        if not kinds <= _SIMPLE:
+            kinds = set()
+            _add_kinds(named.values(), kinds)
+        simple = kinds <= _SIMPLE
+        if not simple:
             named = {name: _plain(value, members.get(name), str(name)) for name, value in named.items()}
         encoded = _encode(named)
-        if float in kinds or (not kinds <= _SIMPLE and b"null" in encoded):
+        if b"null" in encoded and (float in kinds or not simple):
             _refuse_infinite(named)
     except Unreadable:
         raise
@@ -71,15 +75,16 @@ def record(row: Any, members: Mapping[str, Any]) -> bytes:
     return encoded
 
 
-def _simple_items(values: Iterable[Any]) -> bool:
-    """Whether `values` are what JSON has, down to their members."""
+def _add_kinds(values: Iterable[Any], kinds: set[type]) -> None:
+    """Adds to `kinds` the types of `values`; of lists and dicts among them those of their members."""
     for value in values:
         kind = type(value)
-        if kind not in _SIMPLE:
-            items = value if kind is list else value.values() if kind is dict else None
-            if items is None or not (_SIMPLE.issuperset(map(type, items)) or _simple_items(items)):
-                return False
-    return True
+        if kind is dict:
+            _add_kinds(value.values(), kinds)
+        elif kind is list:
+            _add_kinds(value, kinds)
+        else:
+            kinds.add(kind)
 
 
 def _refuse_infinite(named: Mapping[Any, Any], within: str = "") -> None:
@@ -96,18 +101,6 @@ def _refuse_infinite(named: Mapping[Any, Any], within: str = "") -> None:
         elif kind is list and not _NO_FLOATS.issuperset(map(type, value)):
             for item in value:
                 _refuse_infinite({name: item}, within)
-
-
-def named_values(row: Any) -> Mapping[Any, Any] | None:
-    """The names and values of a row; None where it has no names."""
-    if isinstance(row, Mapping):
-        return dict(row)
-    if hasattr(row, "_asdict"):  # NamedTuple and beam.Row
-        named: Mapping[Any, Any] = row._asdict()
-        return named
-    if dataclasses.is_dataclass(row) and not isinstance(row, type):
-        return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return None
 
 
 def _unknown(row: Any) -> str:

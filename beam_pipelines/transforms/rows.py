@@ -25,9 +25,10 @@ from beam_pipelines import metrics
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.counts import Count, rows_by_source, unit_of
 from beam_pipelines.arrow.message_positions import message_positions, micros_of
-from beam_pipelines.arrow.program import row_json
+from beam_pipelines.arrow.program import Split, row_json
 from beam_pipelines.arrow.schema import (
     ARRIVAL,
+    CHANGE,
     POSITION,
     PROVENANCE,
     PROVENANCE_NAMES,
@@ -43,10 +44,11 @@ from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.formats.columnar import roots
 from beam_pipelines.formats.encoding import canonical
 from beam_pipelines.formats.reader import DECODE
+from beam_pipelines.stage_results import arriving, joined
 from beam_pipelines.transforms.decode import Decode, Decoded
 from beam_pipelines.transforms.row_records import Unreadable, members_of, record
 from beam_pipelines.transforms.row_types import kind_of, row_hint, row_of
-from beam_pipelines.transforms.stage import COUNTS, DEAD, TARGET_BYTES, TARGET_ROWS, arriving, joined
+from beam_pipelines.transforms.stage import COUNTS, DEAD, TARGET_BYTES, TARGET_ROWS, counts_of
 
 OBJECTS, BATCHES = "objects", "batches"
 _COLUMNAR = ("parquet", "orc")
@@ -110,7 +112,8 @@ class ToRows(beam.PTransform):  # type: ignore[misc]
     `SqlTransform`, `GroupBy` and transforms of other languages need: instants are Beam's Timestamps, structs are Rows. Without it a row has
     all columns of its batch, but for provenance, unless `provenance` is true.
 
-    A loop over rows: the price of a row-wise edge. Rows without a column of `schema` raise SpecError.
+    A loop over rows: the price of a row-wise edge. Rows without a column of `schema` raise SpecError, and so do rows of a stream's
+    Deduplicate, which have `_change`, where `schema` leaves that out: those that are taken back would look like all others.
     """
 
     def __init__(self, schema: Contract | pa.Schema | None = None, *, as_rows: bool = False, provenance: bool = False) -> None:
@@ -170,7 +173,7 @@ class _Batch(beam.DoFn):  # type: ignore[misc]
         try:
             return self._add(self.objects, window, record(row, self._members), micros)
         except Unreadable as error:
-            return self._add(_REFUSED, window, repr(row).encode("utf-8", "backslashreplace"), micros, why=str(error))
+            return self._add(_REFUSED, window, _shown(row).encode("utf-8", "backslashreplace"), micros, why=str(error))
 
     def finish_bundle(self) -> Iterator[Any]:
         for kind, windows in self._open.items():
@@ -265,11 +268,10 @@ class _Batch(beam.DoFn):  # type: ignore[misc]
     def _letters(self, refused: pa.RecordBatch, why: Sequence[str], raw_format: str) -> Iterator[Any]:
         if not refused.num_rows:
             return
-        verdicts = [Rejected("decode", DECODE, (Failure("decode", "", text),)) for text in why]
-        metrics.count("rows_dead", refused.num_rows)
-        yield TaggedOutput(DEAD, dead_letters(refused, verdicts, raw_format=raw_format))
-        for source, rows in rows_by_source(refused).items():
-            yield TaggedOutput(COUNTS, (unit_of(refused), source, "dead", f"decode:{DECODE}", rows))
+        letters = dead_letters(refused, [Rejected("decode", DECODE, (Failure("decode", "", text),)) for text in why], raw_format=raw_format)
+        metrics.count("rows_dead", letters.num_rows)
+        yield TaggedOutput(DEAD, letters)
+        yield from (TaggedOutput(COUNTS, c) for c in counts_of(refused, Split(refused.slice(0, 0), letters, 0, {})))
 
     def _counts(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """What was read, unless the source itself has counted it."""
@@ -297,6 +299,13 @@ class _Batch(beam.DoFn):  # type: ignore[misc]
         return pa.array(np.arange(first, first + rows))
 
 
+def _shown(row: Any) -> str:
+    try:
+        return repr(row)
+    except Exception:  # lists too deep, a number of too many digits, a __repr__ of somebody else's
+        return f"<{type(row).__name__}>"
+
+
 class _Unbatch(beam.DoFn):  # type: ignore[misc]
     def __init__(self, schema: pa.Schema | None, as_rows: bool, provenance: bool) -> None:
         self.schema = schema
@@ -319,6 +328,11 @@ class _Unbatch(beam.DoFn):  # type: ignore[misc]
         names: list[str] = batch.schema.names
         if self.schema is None:
             return [n for n in names if self.provenance or n not in PROVENANCE_NAMES | {RAW}]
+        if CHANGE in names and CHANGE not in self.schema.names:
+            raise SpecError(
+                f"ToRows: the rows have {CHANGE}, which says of each whether it stays or is taken back; the schema has no such column.",
+                hint="Add it to the schema, as int8, or write Deduplicate(changes=False).",
+            )
         for name in self.schema.names:
             if name not in names:
                 raise SpecError(f"ToRows: the rows have no column {name!r}.", hint=nearest(name, names))

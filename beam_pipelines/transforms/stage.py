@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
@@ -18,6 +18,7 @@ from beam_pipelines.arrow.doors import filtered_doors
 from beam_pipelines.arrow.engine import Engine
 from beam_pipelines.arrow.program import Split
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.stage_results import arriving, joined
 
 DEAD, COUNTS, DOORS = "dead", "counts", "doors"
 WARNED = "warned:"
@@ -66,22 +67,6 @@ def run_program_endlessly(rows: beam.PCollection, program: RowProgram) -> Endles
     return EndlessOutputs(done.rows, done.dead, done.counts, done.doors)
 
 
-def arriving(stage_input: Any) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
-    """Rows, and the dead letters and counts of the stages before, if `stage_input` is such a stage's result."""
-    if isinstance(stage_input, beam.PCollection):
-        return stage_input, [], []
-    if isinstance(stage_input, tuple) and len(stage_input) >= 2:
-        rows, *rest = stage_input
-        counts = rest[-1:]
-        return rows, rest[:-1], counts
-    raise TypeError(f"a stage takes a PCollection of RecordBatch or the result of another stage; got {type(stage_input).__name__}")
-
-
-def joined(collections: Sequence[beam.PCollection], label: str) -> beam.PCollection:
-    """One PCollection of all; a single one as it is."""
-    return collections[0] if len(collections) == 1 else tuple(collections) | f"All{label}" >> beam.Flatten()
-
-
 class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     """A row program over batches; small batches of one window and schema are joined first. With `doors`, filtered rows are listed."""
 
@@ -100,13 +85,14 @@ class RunProgram(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def process(
         self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterator[Any]:
-        if batch.num_rows >= TARGET_ROWS or batch.nbytes >= TARGET_BYTES:
+        size = batch.nbytes  # asked once: it looks at every column's buffers
+        if batch.num_rows >= TARGET_ROWS or size >= TARGET_BYTES:
             yield from self._run(batch)
         elif batch.num_rows:
             waiting = self._waiting.setdefault(
                 (window, batch.schema, batch.schema.metadata and tuple(batch.schema.metadata.items())), _Waiting(window)
             )
-            waiting.add(batch, timestamp)
+            waiting.add(batch, timestamp, size)
             if waiting.rows >= TARGET_ROWS or waiting.bytes >= TARGET_BYTES:
                 yield from self._run_joined(waiting)
 
@@ -153,10 +139,10 @@ class _Waiting:
         self.bytes = 0
         self.timestamp: Timestamp | None = None
 
-    def add(self, batch: pa.RecordBatch, timestamp: Timestamp) -> None:
+    def add(self, batch: pa.RecordBatch, timestamp: Timestamp, size: int) -> None:
         self.batches.append(batch)
         self.rows += batch.num_rows
-        self.bytes += batch.nbytes
+        self.bytes += size
         self.timestamp = timestamp if self.timestamp is None else min(self.timestamp, timestamp)
 
     def take(self) -> pa.RecordBatch:
@@ -179,21 +165,17 @@ def counts_of(batch: pa.RecordBatch, split: Split) -> list[Count]:
         return []
     unit = unit_of(batch)
     letters = pa.Table.from_batches([split.dead])
-    dead = {(e["source"], f"{e['stage']}:{e['reason']}"): e["source_count"] for e in _grouped(letters, ["source", "stage", "reason"])}
+    groups = letters.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    dead = {(e["source"] or "", f"{e['stage']}:{e['reason']}"): e["count_all"] for e in groups}
     before, after = rows_by_source(batch), rows_by_source(split.rows)
     counts: list[Count] = [(unit, source, "dead", detail, rows) for (source, detail), rows in dead.items()]
-    counts += [(unit, e["source"], "failed", e["name"], e["row_count_distinct"]) for e in failed(letters)]
+    counts += [(unit, e["source"] or "", "failed", e["name"], e["row_count_distinct"]) for e in failed(letters)]
     for source, rows in before.items():
         lost = rows - after.get(source, 0) - sum(n for (s, _), n in dead.items() if s == source)
         counts += [(unit, source, "filtered", "", lost)] if lost else []
     first = next(iter(before), "")
     counts += [(unit, first, "warn", name, hits) for name, hits in split.warned.items() if hits]
     return counts
-
-
-def _grouped(table: pa.Table, keys: list[str]) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = table.group_by(keys).aggregate([(keys[0], "count")]).to_pylist()
-    return groups
 
 
 def failed(letters: pa.Table) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 
-from beam_pipelines.arrow.apply import family
+from beam_pipelines.arrow.apply import fits
 from beam_pipelines.arrow.checks import check_steps
 from beam_pipelines.arrow.conform import civil_paths
 from beam_pipelines.arrow.contract import Contract
@@ -110,7 +110,7 @@ class _Rules:
                     hint=f"{nearest(name, schema.names)} Conform(contract) gives all of them; Validate before a step that drops or renames one.",
                 )
             found = schema.field(name).type
-            if family(found) not in ("null", family(expected)):
+            if not fits(found, expected):
                 raise SpecError(
                     f"validate: column {name!r} is {found}; expected {expected}.", hint="Put Conform(contract) before Validate."
                 )

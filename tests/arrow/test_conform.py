@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from beam_pipelines.arrow.conform import civil_paths, conform_batch, conform_steps
 from beam_pipelines.arrow.contract import Column, Contract
-from beam_pipelines.arrow.program import Program, Split
+from beam_pipelines.arrow.program import Program, Split, row_json
 from beam_pipelines.arrow.schema import UNKNOWN
 from beam_pipelines.arrow.types import INTEGERS, DataType, parse_type
 from beam_pipelines.errors import RunError, SpecError
@@ -404,6 +404,17 @@ def test_text_that_is_not_utf8_is_a_dead_letter() -> None:
     split = conform_batch(batch, Contract(columns={"x": Column(type="string")}))
     assert_one_door(split, batch)
     assert split.dead["reason"].to_pylist() == ["DECODE"]
+
+
+def test_the_raw_form_of_a_row_shows_the_bytes_that_are_no_text() -> None:
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(np.array([0, 1, 3], np.int32)), pa.py_buffer(b"a\xff\xfe")])
+    numbered = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), broken)
+    columns = {"x": broken, "y": numbered, "z": pa.StructArray.from_arrays([broken], names=["s"]), "n": pa.array([1, 2])}
+    split = conform_batch(pa.record_batch(columns), Contract(columns={"x": Column(type="string")}, unknown_columns="drop"))
+    assert split.rows["x"].to_pylist() == ["a"]
+    assert split.dead["reason"].to_pylist() == ["DECODE"]
+    assert json.loads(split.dead["raw"][0].as_py()) == {"x": "\\xff\\xfe", "y": "\\xff\\xfe", "z": "struct<s: string>", "n": 2}
+    assert json.loads(row_json(pa.record_batch(columns))[0].as_py()) == {"x": "a", "y": "a", "z": {"s": "a"}, "n": 1}
 
 
 def test_columns_come_out_in_the_contracts_order() -> None:

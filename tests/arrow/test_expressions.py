@@ -145,6 +145,11 @@ def test_expression_is_refused_at_the_character_where_it_goes_wrong(sql: str, of
     assert [f for f in error.faults if f.offset == offset and says in f.message], error
 
 
+def test_a_fault_has_the_column_that_nobody_knows() -> None:
+    faults = refusal("""nn + "a'; b" + current_date + _position + nope(n) + xx$y""").faults
+    assert [fault.column for fault in faults] == ["nn", "a'; b", None, "_position", None, "xx$y"], faults
+
+
 def test_all_faults_of_an_expression_are_told_at_once() -> None:
     assert [f.offset for f in refusal("f(nn, now(), other)").faults] == [0, 2, 6, 13]
 

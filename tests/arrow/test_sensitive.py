@@ -31,6 +31,11 @@ def test_what_is_computed_from_a_sensitive_column_is_sensitive() -> None:
     assert "plain" not in found
 
 
+def test_a_sensitive_column_that_is_computed_anew_takes_the_strictest_way_too() -> None:
+    assert sensitive_columns(CONTRACT, [TransformStep(set={"email": "phone"})])["email"] == "redact"
+    assert sensitive_columns(CONTRACT, [TransformStep(set={"phone": "email"})])["phone"] == "redact"
+
+
 def test_a_name_inside_another_name_is_no_mention() -> None:
     assert "size" not in sensitive_columns(CONTRACT, [TransformStep(set={"size": "n * phones"})])
 
@@ -51,6 +56,14 @@ def test_what_a_function_makes_of_rows_with_sensitive_columns_is_sensitive_unles
     assert sensitive_columns(CONTRACT, applied(sensitive={"made": "hmac", "n": "none"})) == {**everything, "made": "hmac"}
     again = [*applied(), TransformStep(set={"upper": "upper(made)"})]
     assert sensitive_columns(CONTRACT, again)["upper"] == "redact"
+
+
+def test_a_sensitive_column_that_a_function_fills_takes_the_strictest_way_of_all_that_it_sees() -> None:
+    columns = {"columns": {"email": "string", "phone": "string"}}
+    assert sensitive_columns(CONTRACT, applied(**columns)) == {"email": "redact", "phone": "redact", "short": "hmac"}
+    secret = CONTRACT.model_copy(update={"columns": {**CONTRACT.columns, "pin": Column(type="string", sensitive="drop")}})
+    assert sensitive_columns(secret, applied(**columns)) == {"email": "drop", "phone": "drop", "pin": "drop", "short": "hmac"}
+    assert sensitive_columns(secret, applied(**columns, sensitive={"email": "hmac"}))["email"] == "hmac"
 
 
 def test_a_function_sees_no_column_that_was_dropped_before() -> None:

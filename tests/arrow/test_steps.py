@@ -124,6 +124,7 @@ def test_apply_may_change_its_input_and_is_cast_to_what_is_declared() -> None:
     split = transform_batch(batch, [apply("narrow", y="int8")])
     assert own(split.rows) == [{"x": 1, "y": 100}]
     assert "ArrowInvalid" in split.dead["message"][0].as_py()
+    assert own(transform_batch(batch, [apply("list_of_nothing", y="list<int64>")]).rows) == [{"x": 1, "y": []}, {"x": 2, "y": []}]
 
 
 def test_a_world_that_says_no_fails_the_bundle_at_the_first_call() -> None:
@@ -149,6 +150,7 @@ def test_numbers_become_the_declared_numbers(kind: str) -> None:
         (apply("double", y="int8"), RunError, "got no column 'y'"),
         (apply("double", x="list<int8>"), RunError, "expected list<"),
         (apply("text_of", y="int64"), RunError, "got column 'y' as string; expected int64"),
+        (apply("list_of_texts", y="list<int64>"), RunError, "got column 'y' as list<.*string>; expected list<.*int64>"),
         (apply("of_another_kind"), RunError, "got column 'x' as bool; expected int64"),
         (apply("not_installed"), RunError, "ModuleNotFoundError: No module named 'no_such_package'"),
         (apply("stops"), RunError, "the table of rates is empty"),

@@ -51,6 +51,16 @@ def text_of(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch({"y": [str(x) for x in batch["x"].to_pylist()]})
 
 
+def list_of_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A number as the only text of a list."""
+    return pa.record_batch({"y": [[str(x)] for x in batch["x"].to_pylist()]})
+
+
+def list_of_nothing(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """An empty list, of no type."""
+    return pa.record_batch({"y": [[]] * batch.num_rows})
+
+
 def of_another_kind(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.set_column(0, "x", pa.array([True] * batch.num_rows))
 

@@ -1,14 +1,20 @@
-"""A small pipeline on disk, and the command called in this process."""
+"""A small pipeline on disk, the command called in this process, and streams' verbs in processes of their own, with a broker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from beam_pipelines.cli.main import command, run_command
+from beam_pipelines.runners.prism_binary import VARIABLE
+from tests.prism import prism_program
+from tests.pubsub_servers import PubsubServer, broker_process
 
 ORDERS = """id,placed_at,shop,amount,note
 1,2024-05-01T10:00:00Z,north,9.50,first
@@ -80,6 +86,33 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         return done
 
     return run
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PubsubServer]:
+    """The embedded broker in a process of its own."""
+    with broker_process() as found:
+        yield found
+
+
+@pytest.fixture
+def start(server: PubsubServer, environment: dict[str, str]) -> Iterator[Start]:
+    """`start("run", spec, "--mode", "stream")`: the command in a process of its own, with the broker and Prism; what has not ended is killed after the test."""
+    here = {**environment, **server.environment, VARIABLE: str(prism_program())}
+    with ExitStack() as ends:
+
+        def begin(verb: str, spec: Path, *words: str) -> subprocess.Popen[str]:
+            line = [sys.executable, "-m", "beam_pipelines.cli", verb, spec.name, *words]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(line, cwd=spec.parent, env=here, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+            ends.callback(process.wait)
+            ends.callback(process.kill)
+            return process
+
+        yield begin
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipelines.cli.main import command, run_command
+from beam_pipelines.sinks.epochs import take_epoch
 from tests.cli.conftest import Call, written_orders
 
 KEY = "00" * 32
@@ -160,6 +161,19 @@ def test_letters_of_a_run_that_passed_its_threshold_are_inspected_by_its_id(call
     assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "good", "--where", "TRUE -- all").out
     assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "bad").out
     assert "run 'none': no such run" in call("dlq", "inspect", open_orders, "--run", "none", code=1).err
+
+
+def test_letters_of_a_run_without_a_record_and_starts_that_were_killed_are_inspected_by_their_id(call: Call, open_orders: Path) -> None:
+    assert "run 'good': no such run" in call("dlq", "inspect", open_orders, "--run", "good", code=1).err
+    call("run", open_orders, "--run-id", "good")
+    state = open_orders.parent / ".beam_pipelines" / "orders"
+    (state / "runs" / "good.json").unlink()
+    assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "good").out
+    assert "run 's1': no such run" in call("dlq", "inspect", open_orders, "--run", "s1", code=1).err
+    take_epoch(str(state), "s1")
+    assert "no dead letters fit in" in call("dlq", "inspect", open_orders, "--run", "s1").out
+    call("dlq", "discard", open_orders, "--where", "TRUE", "--why", "x")
+    assert "no dead letters fit in" in call("dlq", "inspect", open_orders, "--run", "good").out
 
 
 def test_letters_in_a_csv_file_are_inspected_and_replayed(call: Call, open_orders: Path) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from beam_pipelines.runners.prism_binary import VARIABLE
 from beam_pipelines.sources.pubsub_messages import AS_POSITION, AS_SOURCE
-from tests.cli.conftest import Call
-from tests.conftest import ROOT
-from tests.prism import prism_program
-from tests.pubsub_servers import PubsubServer, broker_process
+from tests.cli.conftest import Call, Start
+from tests.faults.stream_jobs import Job
+from tests.pubsub_servers import PubsubServer
 
 SPEC = """spec: 1
 pipeline: readings
@@ -42,30 +35,16 @@ sinks:
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PubsubServer]:
-    """The embedded broker in a process of its own."""
-    with broker_process() as found:
-        yield found
-
-
 def message(number: int, at: str, *, sensor: str = "a", arrived: str | None = None, **more: str) -> dict[str, Any]:
     return {"data": json.dumps({"id": number, "sensor": sensor, "at": at}).encode(), "attributes": {"arrived": arrived or at, **more}}
 
 
-def stream_command(spec: Path, server: PubsubServer, *more: str) -> tuple[list[str], dict[str, str]]:
-    """What starts the stream, and its environment."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **server.environment, VARIABLE: str(prism_program()), "PYTHONPATH": paths}
-    return [sys.executable, "-m", "beam_pipelines.cli", "run", spec.name, "--mode", "stream", *more], environment
-
-
-def stream(spec: Path, server: PubsubServer) -> dict[str, Any]:
+def stream(start: Start, spec: Path) -> dict[str, Any]:
     """One start of the stream, until nothing comes any more: its record."""
-    command, environment = stream_command(spec, server, "--until-idle", "2s", "--json")
-    done = subprocess.run(command, cwd=spec.parent, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    process = start("run", spec, "--mode", "stream", "--until-idle", "2s", "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found: dict[str, Any] = json.loads(out)
     return found
 
 
@@ -75,7 +54,7 @@ def answer(call: Call, spec: Path, sql: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_letter_comes_back_as_the_message_it_was_and_a_late_one_into_the_batch(
-    server: PubsubServer, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    server: PubsubServer, start: Start, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -93,7 +72,7 @@ def test_a_letter_comes_back_as_the_message_it_was_and_a_late_one_into_the_batch
             message(10, "2024-05-20T11:00:00Z"),
         ],
     )
-    first = stream(spec, server)
+    first = stream(start, spec)
     assert first["dead_letters"] == {"validate:CHECK": 1, "decode:DECODE": 1, "aggregate:LATE": 1}
     letters = "SELECT source, position, arrival_time FROM dead_letters WHERE reason = 'CHECK'"
     (was,) = answer(call, spec, letters)
@@ -111,7 +90,7 @@ def test_a_letter_comes_back_as_the_message_it_was_and_a_late_one_into_the_batch
         topic, [message(4, "2024-05-20T11:00:00Z", **{AS_SOURCE: subscription, AS_POSITION: "0"})]
     )  # badly said: a message like any other
 
-    second = stream(spec, server)
+    second = stream(start, spec)
     assert second["status"] == "success", second["failures"]
     (line,) = second["ledger"]
     assert (line["read"], line["dead"], line["written"]["rows"]) == (7, 1, 6)
@@ -131,37 +110,21 @@ def test_a_letter_comes_back_as_the_message_it_was_and_a_late_one_into_the_batch
 
 @pytest.mark.slow
 def test_a_repaired_start_that_reads_the_tail_again_resolves_letters_and_its_ledger_balances(
-    server: PubsubServer, tmp_path: Path, call: Call
+    server: PubsubServer, start: Start, tmp_path: Path, call: Call
 ) -> None:
     topic, subscription = server.pair()
     spec = tmp_path / "readings.yaml"
     spec.write_text(SPEC.replace("SUBSCRIPTION", subscription))
     server.publish_all(topic, [message(n, f"2024-05-01T10:0{n}:00Z", sensor="c" if n == 1 else "a") for n in range(3)])
-    assert stream(spec, server)["dead_letters"] == {"validate:CHECK": 1}
+    assert stream(start, spec)["dead_letters"] == {"validate:CHECK": 1}
     spec.write_text(spec.read_text().replace("in: [a, b]", "in: [a, b, c]"))
-    second = stream(spec, server)
+    second = stream(start, spec)
     assert (second["status"], second["dead_letters"]) == ("success", {})
     (past,) = json.loads(call("dlq", "inspect", spec, "--history", "--json").out)["history"]
     assert (past["how"], past["run"]) == ("read again", second["metadata"]["run_id"])
 
 
-@contextlib.contextmanager
-def running(spec: Path, server: PubsubServer) -> Iterator[None]:
-    """A stream that runs meanwhile, and is drained."""
-    command, environment = stream_command(spec, server)
-    with (
-        (spec.parent / "stream.log").open("wb") as log,
-        subprocess.Popen(command, cwd=spec.parent, env=environment, stdout=log, stderr=log) as job,
-    ):
-        try:
-            yield
-        finally:
-            job.terminate()
-            code = job.wait(120)
-    assert code == 0, (spec.parent / "stream.log").read_text()
-
-
-def eventually(call: Call, spec: Path, sql: str, wanted: int = 1) -> list[str]:
+def eventually(call: Call, spec: Path, job: Job, sql: str, wanted: int = 1) -> list[str]:
     """The answer, once it has so many rows."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -169,13 +132,13 @@ def eventually(call: Call, spec: Path, sql: str, wanted: int = 1) -> list[str]:
         if len(found) >= wanted:
             break
         time.sleep(0.3)
-    assert len(found) == wanted, (spec.parent / "stream.log").read_text()
+    assert len(found) == wanted, job.text
     return found
 
 
 @pytest.mark.slow
 def test_a_stream_that_still_runs_takes_a_letter_again_once_its_lookup_is_refreshed(
-    server: PubsubServer, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    server: PubsubServer, start: Start, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -187,11 +150,13 @@ checks: [{name: known, references: {columns: [sensor], lookup: places}, severity
     spec.write_text(SPEC.replace("SUBSCRIPTION", subscription).replace("deduplicate:", known + "deduplicate:"))
     places.write_text("sensor\na\n")
     server.publish_all(topic, [message(1, "2024-05-01T10:00:00Z", sensor="b"), message(2, "2024-05-01T10:10:00Z")])
-    with running(spec, server):
-        (was,) = eventually(call, spec, "SELECT source, position, arrival_time FROM dead_letters")
-        eventually(call, spec, "SELECT id FROM rows")
-        places.write_text("sensor\na\nb\n")
-        time.sleep(2)
-        assert "1 open letter:" in call("dlq", "replay", spec, "--into", "stream", "--topic", topic).out
-        assert eventually(call, spec, "SELECT _source, _position, _arrival_time FROM rows WHERE id = 1") == [was]
+    job = Job(start("run", spec, "--mode", "stream"))
+    (was,) = eventually(call, spec, job, "SELECT source, position, arrival_time FROM dead_letters")
+    eventually(call, spec, job, "SELECT id FROM rows")
+    places.write_text("sensor\na\nb\n")
+    time.sleep(2)
+    assert "1 open letter:" in call("dlq", "replay", spec, "--into", "stream", "--topic", topic).out
+    assert eventually(call, spec, job, "SELECT _source, _position, _arrival_time FROM rows WHERE id = 1") == [was]
+    job.process.terminate()
+    assert job.ended(120) == 0, job.text  # drained
     assert json.loads(call("dlq", "inspect", spec, "--json").out)["groups"] == []

@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipelines.cli.choose import choose
 from beam_pipelines.cli.look import look_at
 from beam_pipelines.cli.propose import propose
+from beam_pipelines.sources.files import list_files
 from beam_pipelines.spec.load import load_spec
 from tests.cli.conftest import Call
 from tests.conftest import ROOT
@@ -205,6 +208,39 @@ def test_a_directory_of_several_kinds_is_narrowed_to_one_and_says_so(call: Call,
     assert load_spec(tmp_path / "pipeline.yaml").spec.sources.batch[0].patterns == (f"{folder}/**.csv", f"{folder}/**.csv.gz")
     record = json.loads(call("run", tmp_path / "pipeline.yaml", "--json").out)
     assert (record["outputs"][0]["rows"], record["dead_letters"]) == (100, {})
+
+
+OURS = f"part-{'0' * 32}.csv"
+
+
+@pytest.mark.parametrize(
+    ("names", "ours", "patterns"),
+    [
+        (["ORDERS.CSV", "more/B.CSV"], "out/" + OURS, ("*.CSV", "more/**.CSV")),
+        (["ORDERS.CSV", "more/B.csv.gz"], "more/" + OURS, ("*.CSV", "more/*.csv.gz")),
+        (["a.csv", "in/b.csv", "in/deep/c.csv"], "in/" + OURS, ("*.csv", "in/b.csv", "in/deep/*.csv")),
+        (["a.gz", "in/b.gz", "in/c.txt"], "in/" + OURS + ".gz", ("*.gz", "in/b.gz")),
+        (["data[1]", "in/data"], "in/" + OURS, ("data[[]1]", "in/data")),
+    ],
+)
+def test_what_is_proposed_beside_files_that_pipelines_wrote_reads_all_that_are_alike_and_none_of_those(
+    tmp_path: Path, names: list[str], ours: str, patterns: tuple[str, ...]
+) -> None:
+    for name in (*names, ours):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("x" if name.endswith("txt") else "longer")
+    chosen = choose(str(tmp_path), spec_folder=str(tmp_path / "elsewhere"))
+    assert {os.path.relpath(pattern, tmp_path) for pattern in chosen.patterns} == set(patterns)
+    alike = {str(tmp_path / name) for name in names if not name.endswith("txt")}
+    assert {path for path, _ in list_files(chosen.patterns)} == alike
+
+
+@pytest.mark.parametrize(("alike", "other"), [("A.CSV", "b.txt"), ("a.TXT", "b"), ("a", "b.md")])
+def test_a_directory_is_narrowed_to_an_ending_as_it_is_written(tmp_path: Path, alike: str, other: str) -> None:
+    (tmp_path / alike).write_text("longer")
+    (tmp_path / other).write_text("")
+    patterns = choose(str(tmp_path), spec_folder=str(tmp_path / "elsewhere")).patterns
+    assert [path for path, _ in list_files(patterns)] == [str(tmp_path / alike)]
 
 
 def test_what_pipelines_wrote_is_no_data_of_the_folder(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

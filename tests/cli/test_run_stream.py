@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.prism_binary import VARIABLE
+from beam_pipelines.runners.stream import StreamCall, run_stream
+from beam_pipelines.sinks.epochs import latest_epoch
 from beam_pipelines.sinks.results import RunResults, metadata, read_run, write_run
 from beam_pipelines.sinks.run import RunInfo
-from tests.cli.conftest import Call
-from tests.conftest import ROOT
-from tests.prism import prism_program
-from tests.pubsub_servers import PubsubServer, broker_process
+from beam_pipelines.spec.load import load_spec
+from tests.cli.conftest import Call, Start
+from tests.pubsub_servers import PubsubServer
 
 SPEC = """spec: 1
 pipeline: readings
@@ -44,13 +43,6 @@ NOWHERE = "projects/demo-project/subscriptions/nowhere"
 AT = "2024-05-01T10:00:00Z"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PubsubServer]:
-    """The embedded broker in a process of its own."""
-    with broker_process() as found:
-        yield found
-
-
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     """A spec that reads a subscription which does not exist."""
@@ -71,19 +63,11 @@ def publish(server: PubsubServer, *, rows: int, broken: int) -> str:
     return subscription
 
 
-def started(spec: Path, server: PubsubServer, *words: str) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **server.environment, VARIABLE: str(prism_program()), "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "beam_pipelines.cli", "run", spec.name, "--mode", "stream", *words]
-    return subprocess.Popen(command, cwd=spec.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
-def test_until_idle_ends_by_itself_and_json_is_all_that_is_printed(server: PubsubServer, tmp_path: Path, call: Call) -> None:
+def test_until_idle_ends_by_itself_and_json_is_all_that_is_printed(server: PubsubServer, start: Start, tmp_path: Path, call: Call) -> None:
     spec = written(tmp_path, publish(server, rows=200, broken=3))
-    out, err = started(spec, server, "--until-idle", "2s", "--json", "--results", "record.json", "--run-id", "first").communicate(
-        timeout=60
-    )
+    words = ("--mode", "stream", "--until-idle", "2s", "--json", "--results", "record.json", "--run-id", "first")
+    out, err = start("run", spec, *words).communicate(timeout=60)
 
     assert err == ""
     record = json.loads(out)
@@ -109,22 +93,21 @@ def test_an_id_that_has_a_record_is_refused_to_a_stream_and_that_of_a_stream_to_
     for mode, taken in (("stream", "stream"), ("stream", "batch"), ("batch", "stream")):
         err = call("run", spec, "--mode", mode, "--run-id", taken, code=2).err
         assert f"error: --run-id {taken}: is taken by a {taken} run that began 2024-01-01T00:00:00Z" in err
+    with pytest.raises(SpecError, match="is taken by a batch run"):
+        run_stream(load_spec(spec), StreamCall(run_id="batch"))
+    assert latest_epoch(state) == 0
     assert (read_run(state, "stream"), read_run(state, "batch")) == before
 
 
-def test_sigterm_drains_and_exits_with_0(server: PubsubServer, tmp_path: Path, call: Call) -> None:
+def test_sigterm_drains_and_exits_with_0(server: PubsubServer, start: Start, tmp_path: Path, call: Call) -> None:
     spec = written(tmp_path, publish(server, rows=200, broken=0))
-    process = started(spec, server)
-    try:
-        assert process.stderr is not None
-        said = [next(process.stderr)]
-        while "200 pulled" not in said[-1]:
-            said.append(next(process.stderr))
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+    process = start("run", spec, "--mode", "stream")
+    assert process.stderr is not None
+    said = [next(process.stderr)]
+    while "200 pulled" not in said[-1]:
+        said.append(next(process.stderr))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
 
     assert process.returncode == 0, err
     assert said[:2] == ["engine: Beam's PrismRunner on this machine (--runner direct)\n", "stream readings: start 1\n"]
@@ -140,22 +123,18 @@ def test_sigterm_drains_and_exits_with_0(server: PubsubServer, tmp_path: Path, c
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_a_second_signal_ends_it_where_it_stands_and_the_exit_code_says_which(
-    server: PubsubServer, tmp_path: Path, number: signal.Signals, code: int, word: str
+    server: PubsubServer, start: Start, tmp_path: Path, number: signal.Signals, code: int, word: str
 ) -> None:
     spec = written(tmp_path, publish(server, rows=10, broken=0))
-    process = started(spec, server)
-    try:
-        assert process.stderr is not None
-        while "start 1" not in next(process.stderr):
-            pass
-        process.send_signal(number)
-        while "once more ends at once" not in next(process.stderr):
-            pass
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+    process = start("run", spec, "--mode", "stream")
+    assert process.stderr is not None
+    while "start 1" not in next(process.stderr):
+        pass
+    process.send_signal(number)
+    while "once more ends at once" not in next(process.stderr):
+        pass
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert f"{word}: what is stored stays, and what is not comes again with the next start." in err
 

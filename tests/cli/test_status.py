@@ -17,6 +17,8 @@ from beam_pipelines.sinks.deletions import Account, Deleted, write_account
 from beam_pipelines.sinks.epochs import Start, handed_in, take_epoch
 from beam_pipelines.sinks.owners import Process, this_process
 from beam_pipelines.sinks.reached import Reached, begin, write_progress
+from beam_pipelines.sinks.results import RunResults, metadata, write_run
+from beam_pipelines.sinks.run import RunInfo
 from tests.cli.conftest import Call
 
 SPEC = """
@@ -128,6 +130,23 @@ def test_starts_of_a_stream_that_left_no_record_are_among_the_runs(call: Call, s
         ("s4", "killed", None, "left no record: it was killed, or ended with an error; never heard of"),
     ]  # fmt: skip
     assert [line.split()[:2] for line in call("runs", spec).out.splitlines()[1:]] == [["s4", "killed"], ["s2", "taken"], ["s1", "killed"]]
+
+
+def test_where_every_start_has_left_its_record_nobody_looks_how_far_they_came(call: Call, spec: Path) -> None:
+    for number in (1, 2):
+        epoch(spec, number, began=f"2026-11-29T0{number}:00:00Z")
+        about = RunInfo(f"s{number}", "p", state(spec), mode="stream", started_at=f"2026-11-29T0{number}:00:00Z")
+        write_run(state(spec), RunResults(metadata(about, finished_at=about.started_at), "success"))
+    for number in (1, 2):
+        write_bytes(f"{state(spec)}/stream/progress/{number:06d}.json", b"not to be read")
+    assert [row[:2] for row in runs(call, spec)] == [("s1", "success"), ("s2", "success")]
+
+
+def test_how_earlier_starts_stood_is_not_read(call: Call, spec: Path) -> None:
+    for number in (1, 2):
+        epoch(spec, number, began=f"2026-11-29T0{number}:00:00Z", owner=ELSEWHERE)
+    write_bytes(f"{state(spec)}/stream/progress/000001.json", b"not to be read")
+    assert "start 2, run s2" in call("status", spec).out
 
 
 def test_a_start_that_may_run_or_whose_record_was_deleted_is_not_called_killed(call: Call, spec: Path) -> None:

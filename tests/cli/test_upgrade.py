@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from beam_pipelines.runners.prism_binary import VARIABLE
 from beam_pipelines.runners.versions import versions_here
 from beam_pipelines.sinks.epochs import Ran, all_starts, latest_epoch, take_epoch
 from beam_pipelines.sinks.outputs import StreamOutputs, write_outputs
 from beam_pipelines.sinks.reached import Reached, write_progress
 from beam_pipelines.spec.load import load_spec
-from tests.cli.conftest import Call
-from tests.conftest import ROOT
+from tests.cli.conftest import Call, Start
 from tests.faults.stream_jobs import Job
 from tests.formats.archived import HOUR, NOON, SOURCE
-from tests.prism import prism_program
-from tests.pubsub_servers import PubsubServer, broker_process
+from tests.pubsub_servers import PubsubServer
 from tests.runners.test_upgrade import archived
 
 SPEC = """spec: 1
@@ -170,28 +162,6 @@ def test_a_spec_without_a_stream_has_nothing_to_upgrade(call: Call, orders: Path
 # ── a stream that runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def server() -> Iterator[PubsubServer]:
-    """The embedded broker in a process of its own."""
-    with broker_process() as found:
-        yield found
-
-
-@contextmanager
-def started(folder: Path, server: PubsubServer, *words: str) -> Iterator[Job]:
-    """A verb on the spec of the folder, in a process of its own; it is killed with the block, if it has not ended."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **server.environment, VARIABLE: str(prism_program()), "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "beam_pipelines.cli", words[0], "readings.yaml", *words[1:]]
-    out = subprocess.DEVNULL
-    job = Job(subprocess.Popen(command, cwd=folder, env=environment, stdin=out, stdout=out, stderr=subprocess.PIPE, text=True))
-    try:
-        yield job
-    finally:
-        if job.process.poll() is None:
-            job.kill()
-
-
 def publish(server: PubsubServer, topic: str, first: int, at: str, *, value: int) -> None:
     """Fifty rows of that moment."""
     rows = [{"id": n, "sensor": f"s{n % 2}", "value": value, "at": at} for n in range(first, first + 50)]
@@ -200,34 +170,34 @@ def publish(server: PubsubServer, topic: str, first: int, at: str, *, value: int
 
 @pytest.mark.slow
 def test_a_stream_goes_on_under_a_changed_check_and_not_under_a_changed_key_until_that_is_accepted(
-    server: PubsubServer, tmp_path: Path, call: Call
+    server: PubsubServer, start: Start, tmp_path: Path, call: Call
 ) -> None:
     topic, subscription = server.pair(ack_deadline_seconds=10)
     publish(server, topic, 0, AT, value=50)
     path = written(tmp_path, subscription)
     state = load_spec(path).state
-    with started(tmp_path, server, "upgrade") as first:  # no stream has ever started: this starts it
-        first.hears("50 acknowledged")
-        written(tmp_path, subscription, ("value <= ", "value < "))
-        with started(tmp_path, server, "upgrade", "--set", "most=10") as second:
-            second.hears("stream readings: start 2")
-            publish(server, topic, 100, AT, value=5)  # the older one ends at its next message
-            second.hears("50 acknowledged")
-            assert first.ended() == 1
-            assert "this stream was taken over by a later start" in first.text
-            written(tmp_path, subscription, ("value <= ", "value < "), ("key: [id]", "key: [sensor]"))
-            with started(tmp_path, server, "upgrade", "--set", "most=10") as refused:
-                assert refused.ended() == 1
-                assert "1 of 1 changes is refused; nothing was changed." in refused.text
-            assert latest_epoch(state) == 2
-            publish(server, topic, 200, AT, value=5)
-            second.hears("100 acknowledged")
-            assert second.process.poll() is None
-            with started(tmp_path, server, "upgrade", "--set", "most=10", "--accept", "contract.key", "--until-idle", "2s") as third:
-                third.hears("stream readings: start 3")
-                publish(server, topic, 300, AT, value=5)
-                assert second.ended() == 1
-                assert third.ended(90) == 0, third.text
+    first = Job(start("upgrade", path))  # no stream has ever started: this starts it
+    first.hears("50 acknowledged")
+    written(tmp_path, subscription, ("value <= ", "value < "))
+    second = Job(start("upgrade", path, "--set", "most=10"))
+    second.hears("stream readings: start 2")
+    publish(server, topic, 100, AT, value=5)  # the older one ends at its next message
+    second.hears("50 acknowledged")
+    assert first.ended() == 1
+    assert "this stream was taken over by a later start" in first.text
+    written(tmp_path, subscription, ("value <= ", "value < "), ("key: [id]", "key: [sensor]"))
+    refused = Job(start("upgrade", path, "--set", "most=10"))
+    assert refused.ended() == 1
+    assert "1 of 1 changes is refused; nothing was changed." in refused.text
+    assert latest_epoch(state) == 2
+    publish(server, topic, 200, AT, value=5)
+    second.hears("100 acknowledged")
+    assert second.process.poll() is None
+    third = Job(start("upgrade", path, "--set", "most=10", "--accept", "contract.key", "--until-idle", "2s"))
+    third.hears("stream readings: start 3")
+    publish(server, topic, 300, AT, value=5)
+    assert second.ended() == 1
+    assert third.ended(90) == 0, third.text
     assert [start.versions["engine"] for start in all_starts(state).values()] == ["PrismRunner"] * 3
     assert call("query", path, "SELECT count(*) AS n FROM rows_speed", "--format", "csv").out.split() == ["n", "2"]  # by the new key
     refused_rows = "SELECT count(DISTINCT position) AS n FROM dead_letters_speed WHERE reason = 'CHECK'"
@@ -235,19 +205,21 @@ def test_a_stream_goes_on_under_a_changed_check_and_not_under_a_changed_key_unti
 
 
 @pytest.mark.slow
-def test_rows_that_were_stored_before_what_is_read_again_stay_under_the_new_check(server: PubsubServer, tmp_path: Path, call: Call) -> None:
+def test_rows_that_were_stored_before_what_is_read_again_stay_under_the_new_check(
+    server: PubsubServer, start: Start, tmp_path: Path, call: Call
+) -> None:
     """Rows of both versions are in the table: the old ones arrived before what windows and copies need."""
     topic, subscription = server.pair(ack_deadline_seconds=10)
     apart = (("within: 1h", "within: 1s"), ("event_time: at\n", "event_time: at\n  allowed_skew: 0s\n"))
     path = written(tmp_path, subscription, *apart)
     publish(server, topic, 0, AT, value=50)
     publish(server, topic, 50, "2024-05-01T11:00:00Z", value=50)
-    with started(tmp_path, server, "upgrade", "--until-idle", "2s") as first:
-        assert first.ended(60) == 0, first.text
+    first = Job(start("upgrade", path, "--until-idle", "2s"))
+    assert first.ended(60) == 0, first.text
     publish(server, topic, 100, "2024-05-01T11:00:01Z", value=50)
     publish(server, topic, 150, "2024-05-01T11:00:01Z", value=5)
-    with started(tmp_path, server, "upgrade", "--set", "most=10", "--until-idle", "2s") as second:
-        assert second.ended(60) == 0, second.text
+    second = Job(start("upgrade", path, "--set", "most=10", "--until-idle", "2s"))
+    assert second.ended(60) == 0, second.text
     old = call("query", path, "SELECT min(id) AS low, max(id) < 100 AS before FROM rows_speed WHERE value > 10", "--format", "csv").out
     assert old.split() == ["low,before", "0,true"]
     assert call("query", path, "SELECT count(*) AS n FROM rows_speed WHERE value <= 10", "--format", "csv").out.split() == ["n", "50"]

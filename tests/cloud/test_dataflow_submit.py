@@ -29,7 +29,8 @@ from beam_pipelines.runners.dataflow.job import Call, submit
 from beam_pipelines.runners.dataflow.service import jobs_of, remembered
 from beam_pipelines.sinks.epochs import all_starts, job_page, latest_epoch
 from beam_pipelines.sinks.reached import Reached, write_progress
-from beam_pipelines.sinks.results import find_run
+from beam_pipelines.sinks.results import RunResults, find_run, metadata, write_run
+from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
 from tests.cloud.dataflow_service import DONE, FAILED, DataflowService, running_service
@@ -214,6 +215,19 @@ def test_a_next_start_that_cannot_go_back_takes_no_epoch(
     with pytest.raises(SourceError, match=r"missing\.json"):
         submit(spec, call(service, lake, "stream", run_id="s2"))
     assert (latest_epoch(spec.state), len(service.jobs)) == (1, 1)
+
+
+def test_an_id_that_has_a_record_is_no_stream_s_and_that_of_a_stream_no_batch_s(
+    service: DataflowService, lake: str, tmp_path: Path
+) -> None:
+    spec = loaded(tmp_path, lake=lake)
+    for mode in ("batch", "stream"):
+        about = RunInfo(mode, "flights", spec.state, mode=mode)
+        write_run(spec.state, RunResults(metadata(about, finished_at=about.started_at), "success"))
+    for mode, taken in (("stream", "stream"), ("stream", "batch"), ("batch", "stream")):
+        with pytest.raises(SpecError, match=f"--run-id {taken}: is taken by a {taken} run"):
+            submit(spec, call(service, lake, mode, run_id=taken))
+    assert (latest_epoch(spec.state), service.jobs) == (0, [])
 
 
 def test_two_batches_never_write_one_output_at_a_time(service: DataflowService, lake: str, tmp_path: Path) -> None:

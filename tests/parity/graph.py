@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from beam_pipelines import edges
 from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from beam_pipelines.testing import parity
-from beam_pipelines.testing.outcomes import ledger_of, letters_of
+from beam_pipelines.testing.outcomes import failed, ledger_of, letters_of, twice
 from beam_pipelines.testing.stream import play, stored
 from tests.parity.outcomes import Ledger, Outcome, Pane
 from tests.parity.specs import MEASURES, NAME, SUBSCRIPTION, Setting
@@ -47,8 +46,7 @@ def spec_in(folder: Path, setting: Setting) -> LoadedSpec:
 def as_batch(loaded: LoadedSpec) -> Outcome:
     """What `run --mode batch --apply-lateness` makes of the archive beside the spec."""
     record = run_batch(loaded, Call(apply_lateness=True))
-    found = _outcome(loaded, ledger_of(record.ledger, record.dead_letters), "batch")
-    return _with(found, *record.failures, *([] if record.status == "success" else [f"the run is {record.status}"]))
+    return _outcome(loaded, ledger_of(record.ledger, record.dead_letters), "batch", failed(record))
 
 
 def archive(folder: Path, batches: Sequence[Sequence[Message]]) -> None:
@@ -64,10 +62,10 @@ def as_stream(loaded: LoadedSpec, timeline: Timeline) -> Outcome:
     _COUNTED.clear()
     with _watched():
         ledger = play(loaded, steps(timeline))
-    found = _outcome(loaded, ledger_of(ledger.lines, ledger.reasons), "speed")
+    found = _outcome(loaded, ledger_of(ledger.lines, ledger.reasons), "speed", ledger.explain().splitlines())
     for start, n in (_stale(count) for count in _COUNTED if count[2] == "stale"):
         found.stale[start] += n
-    return _with(found, *ledger.explain().splitlines())
+    return found
 
 
 @contextmanager
@@ -98,15 +96,13 @@ def _stale(count: tuple[Any, ...]) -> tuple[int, int]:
 # ── what is stored ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _outcome(loaded: LoadedSpec, ledger: Ledger, layer: str) -> Outcome:
+def _outcome(loaded: LoadedSpec, ledger: Ledger, layer: str, wrong: Sequence[str]) -> Outcome:
     """Everything readers see of a layer."""
     found = stored(loaded, layer=layer)
-    rows, letters, panes = found["rows"], found["dead_letters"], found[NAME]
-    spoken, shown = letters_of(letters), panes_of(panes)
-    keys = Counter(f"message {r['_position']} is in rows" for r in rows)
-    keys += Counter(f"the pane {(p['_window_start'], p['_window_end'], p['kind'])} is there" for p in panes)
+    spoken = letters_of(found["dead_letters"])
     doors = {number: tuple(s[0] for s in said) for number, said in spoken.items()}
-    return Outcome(rows_of(rows), doors, shown, ledger, spoken, [f"{what} {n} times" for what, n in keys.items() if n > 1])
+    wrong = [*wrong, *twice(found, loaded.spec.aggregates)]
+    return Outcome(rows_of(found["rows"]), doors, panes_of(found[NAME]), ledger, spoken, wrong)
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Any, ...]]:
@@ -125,11 +121,6 @@ def _micros(at: dt.datetime | None) -> int | None:
 
 def _at(at: dt.datetime) -> int:
     return round(at.timestamp()) * 1_000_000
-
-
-def _with(outcome: Outcome, *wrong: str) -> Outcome:
-    outcome.wrong += wrong
-    return outcome
 
 
 def forget(folder: Path) -> None:

@@ -104,10 +104,10 @@ def fresh() -> Iterator[None]:
     draining.reset()
 
 
-def following(script: Script, server: Server, said: list[str], *, streaming: bool) -> FlinkJob:
+def following(script: Script, server: Server, said: list[str], *, streaming: bool, recovery_s: float = 60.0) -> FlinkJob:
     rest: Any = script
     job: Any = server
-    return FlinkJob(job, rest, "run-1", streaming, said.append, look_every_s=0.01)
+    return FlinkJob(job, rest, "run-1", streaming, said.append, look_every_s=0.01, recovery_s=recovery_s)
 
 
 def test_a_stream_that_loses_a_task_is_cancelled_and_to_be_started_anew() -> None:
@@ -185,9 +185,7 @@ def test_a_job_manager_that_is_away_is_waited_for_and_said_once() -> None:
 
 
 @pytest.mark.parametrize(("streaming", "expected"), [(True, JobLostError), (False, RunError)])
-def test_a_job_manager_that_has_forgotten_the_job_has_lost_it(
-    streaming: bool, expected: type[RunError], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_manager_that_has_forgotten_the_job_has_lost_it(streaming: bool, expected: type[RunError]) -> None:
     for server_dies in (False, True):
         script, server, said = Script(), Server(), list[str]()
         job = following(script, server, said, streaming=streaming)
@@ -196,12 +194,25 @@ def test_a_job_manager_that_has_forgotten_the_job_has_lost_it(
         assert not job.wait(0.05), "it may be looking for its jobs"
         if server_dies:
             server.dead = True
-            monkeypatch.setattr("beam_pipelines.runners.flink.job._RECOVERY_S", 0.02)
+            job.recovery_s = 0.02
         else:
             server.failed = "FlinkJobNotFoundException"
         with pytest.raises(RunError, match="Flink at x does not know the job any more") as raised:
             job.wait(5.0)
         assert type(raised.value) is expected
+
+
+def test_a_job_manager_that_was_away_has_its_time_to_find_the_job_anew() -> None:
+    script, server = Script(), Server()
+    job = following(script, server, [], streaming=True, recovery_s=0.3)
+    assert not job.wait(0.05)
+    script.forgotten = True
+    assert not job.wait(0.1)
+    script.silent = True
+    assert not job.wait(0.4), "longer than it may take, but nobody answers"
+    script.silent = False
+    assert not job.wait(0.1)
+    assert not server.cancelled
 
 
 def test_a_stream_whose_sources_have_ended_is_stopped_with_a_savepoint() -> None:

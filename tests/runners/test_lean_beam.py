@@ -30,11 +30,13 @@ from beam_pipelines.spec.load import load_spec
 import_lean_beam(load_spec("lean.yaml"), sys.argv[1:])
 import pyarrow as pa
 from apache_beam.io.filesystem import FileSystem
+import beam_pipelines.transforms
 pa.array([1, 2])
-loaded = [name for name in ("pandas", "google.cloud.dataflow", "google.cloud.storage", "google.cloud.bigquery") if name in sys.modules]
+extras = ("pandas", "google.cloud.dataflow", "google.cloud.storage", "google.cloud.bigquery", "google.cloud.pubsub_v1")
+loaded = [name for name in extras if name in sys.modules]
 schemes = sorted(c.scheme() for c in FileSystem.get_all_subclasses() if c.scheme() == "gs")
 import pandas
-from google.cloud import bigquery
+from google.cloud import bigquery, pubsub
 from apache_beam.io.gcp import gcsfilesystem
 late = [pandas.Series([1]).sum().item(), bigquery.Client.__name__, gcsfilesystem.GCSFileSystem.scheme(), pa.table({"n": [1]}).to_pandas()["n"].sum().item()]
 print(json.dumps([loaded, schemes, late]))

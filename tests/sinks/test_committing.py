@@ -17,8 +17,8 @@ from beam_pipelines.sinks.claims import claim, holders, release
 from beam_pipelines.sinks.commit import Verdicts, conclude
 from beam_pipelines.sinks.committing import abandon, commit_steps, prepare
 from beam_pipelines.sinks.manifest import live_files, numbers, unfinished
-from beam_pipelines.sinks.results import find_run, list_runs, read_run
-from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, staging_of
+from beam_pipelines.sinks.results import RunResults, find_run, list_runs, metadata, read_run, write_run
+from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, staging_of, utc_now
 from beam_pipelines.spec.models import Thresholds
 from tests.sinks.children import killed_after, killed_between_outputs, preparing, start
 from tests.sinks.lake import Lake, rows
@@ -169,6 +169,24 @@ def test_an_unbalanced_run_commits_nothing_and_cleans_up(lake: Lake) -> None:
     assert lake.view() == lake.glob() == BEFORE
     assert len(lake.files()) == 2
     assert read_run(lake.state, "r2").status == "failed"
+
+
+def test_a_run_that_has_failed_and_is_concluded_again_keeps_its_record(lake: Lake) -> None:
+    """As engines do that try a step again."""
+    run, elements = lake.run("r2"), failing(lake)
+    conclude(run, [lake.output()], elements, Verdicts())
+    before = read_run(lake.state, "r2")
+    assert conclude(run, [lake.output()], elements, Verdicts()).status == "failed"
+    assert read_run(lake.state, "r2") == before
+
+
+def test_a_batch_under_the_id_of_a_stream_is_refused_and_the_record_stays(lake: Lake) -> None:
+    taken = RunResults(metadata(replace(lake.run("r1"), mode="stream"), finished_at=utc_now()), "success")
+    write_run(lake.state, taken)
+    with pytest.raises(SpecError, match="--run-id r1: is taken by a stream run"):
+        lake.go("r1", lake.output(), NEW)
+    assert read_run(lake.state, "r1") == taken
+    assert lake.view() == []
 
 
 def test_a_passed_threshold_commits_nothing(lake: Lake) -> None:

@@ -15,12 +15,14 @@ from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.masking import SEALED, open_sealed
 from beam_pipelines.arrow.quiet import HIDDEN
 from beam_pipelines.arrow.schema import DEAD_LETTERS, RAW_BATCH, Failure, Rejected, dead_letters, provenance
-from beam_pipelines.errors import SpecError
+from beam_pipelines.errors import RunError, SinkError, SpecError, TransientError
+from beam_pipelines.serving.dead_letters import failed_letters as letters_of
+from beam_pipelines.sinks import commit, failed_letters
 from beam_pipelines.sinks.commit import Commit
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
-from beam_pipelines.sinks.failed_letters import kept_sql
+from beam_pipelines.sinks.failed_letters import kept_sql, kept_there
 from beam_pipelines.sinks.manifest import snapshots
-from beam_pipelines.sinks.results import KeptLetters, read_run
+from beam_pipelines.sinks.results import KeptLetters, find_run, read_run
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.spec.models import Thresholds
@@ -131,7 +133,89 @@ def test_letters_of_a_failed_run_are_kept_whole_and_in_no_output(tmp_path: Path,
 def test_letters_of_the_newest_five_failed_runs_are_kept(tmp_path: Path) -> None:
     for number in (3, 9, 1, 2, 8, 7, 4):  # ids do not sort by time
         kept = fail(tmp_path, f"r{number}", (1,))
-    assert {p.name for p in Path(kept.folder).iterdir()} == {f"run_id=r{n}" for n in (1, 2, 8, 7, 4)}
+    assert kept_runs(kept) == {f"run_id=r{n}" for n in (1, 2, 8, 7, 4)}
+
+
+def kept_runs(kept: KeptLetters) -> set[str]:
+    return {p.name for p in Path(kept.folder).glob("*/*")}
+
+
+def test_letters_of_a_run_whose_record_is_not_there_yet_stay_and_go_when_five_have_failed_since(tmp_path: Path) -> None:
+    for number in range(5):
+        fail(tmp_path, f"r{number}", (1,))
+    (tmp_path / "runs" / "r4.json").unlink()  # it fails at the same time, or was killed
+    for number in range(5, 9):
+        kept = fail(tmp_path, f"r{number}", (1,))
+        assert "run_id=r4" in kept_runs(kept)
+    assert "run_id=r4" not in kept_runs(fail(tmp_path, "r9", (1,)))
+
+
+def test_letters_just_kept_stay_where_another_clock_is_ahead(tmp_path: Path) -> None:
+    ahead = [f"29991231T00000{n}000000Z.a{n}" for n in range(6)]
+    for name in ahead:
+        (tmp_path / "dead_letters" / ".failed" / name).mkdir(parents=True)
+    kept = fail(tmp_path, "r1", (1,))
+    assert kept_there(kept)
+    assert [p.name for p in sorted(Path(kept.folder).iterdir())][1:] == ahead[2:]
+
+
+@pytest.mark.parametrize("name", ["dead", "dead.csv"])
+def test_a_run_that_fails_again_under_its_id_keeps_its_new_letters_and_one_that_succeeds_none(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    sink = {"sink": ParquetSink(path=path)} if name == "dead" else {"sink": TextSink(path=path), "text_format": "csv"}
+    fail(tmp_path / "state", "r1", (1, 2), **sink)
+    kept = fail(tmp_path / "state", "r1", (3,), **sink)
+    assert duckdb.connect().sql(f"SELECT position, run_id FROM ({kept_sql(kept)})").fetchall() == [(3, "r1")]
+    assert len(list(tmp_path.rglob("*.failed*/**/*.failed*"))) == 1
+    job(tmp_path / "state", "r1", {"a": (4,)}, **sink)
+    assert read_run(str(tmp_path / "state"), "r1").status == "success"
+    assert list(tmp_path.rglob("*.failed*/**/*.failed*")) == []
+
+
+def test_a_run_whose_letters_cannot_be_kept_has_a_record_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead" / ".failed").write_text("no folder")
+    with pytest.raises(RuntimeError, match=r"run 'r1' failed: dead_letters: 100\.00%.*its dead letters could not be kept: .*/\.failed/"):
+        job(tmp_path / "state", "r1", {"a": (1,)}, thresholds=Thresholds(dead_letters=0.1), sink=ParquetSink(path=str(tmp_path / "dead")))
+    record = read_run(str(tmp_path / "state"), "r1")
+    assert (record.status, record.kept_letters, len(record.failures)) == ("failed", None, 2)
+    with pytest.raises(SpecError, match=r"no letters of run 'r1' were kept\. It failed: dead_letters: 100"):
+        letters_of(record)
+
+
+@pytest.mark.parametrize("kind", [SinkError, TransientError])
+@pytest.mark.parametrize("broken", ["move", "merge_parts", "delete_tree"])
+def test_no_error_about_letters_loses_the_record_of_a_run_or_what_an_older_one_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RunError], broken: str
+) -> None:
+    path = str(tmp_path / ("dead.csv" if broken == "merge_parts" else "dead"))
+    sink = {"sink": TextSink(path=path), "text_format": "csv"} if broken == "merge_parts" else {"sink": ParquetSink(path=path)}
+    old = [fail(tmp_path, f"r{n}", (1,), **sink) for n in range(5 if broken == "delete_tree" else 1)]
+
+    def refuses(*given: Any, **named: Any) -> None:
+        if broken == "delete_tree":
+            assert find_run(str(tmp_path), "r5") is not None, "its record comes first"
+        raise kind("a: no.")
+
+    monkeypatch.setattr(failed_letters, broken, refuses)
+    with pytest.raises(RuntimeError, match="run 'r5' failed: dead_letters: 100"):
+        job(tmp_path, "r5", {"a": (1,)}, thresholds=Thresholds(dead_letters=0.1), **sink)
+    record = read_run(str(tmp_path), "r5")
+    assert (record.status, record.kept_letters is not None) == ("failed", broken == "delete_tree")
+    assert all(map(kept_there, old))
+
+
+def test_a_run_whose_commit_is_refused_leaves_the_letters_that_its_record_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = fail(tmp_path, "r1", (1,))
+
+    def refuses(work: Any) -> None:
+        raise SinkError("a: no.")
+
+    monkeypatch.setattr(commit, "commit", refuses)
+    with pytest.raises(RuntimeError, match="a: no"):
+        job(tmp_path, "r1", {"a": (2,)})
+    assert read_run(str(tmp_path), "r1").kept_letters == kept
+    assert kept_there(kept)
 
 
 def test_with_sensitive_columns_bytes_are_left_out_and_quotes_hidden(tmp_path: Path) -> None:

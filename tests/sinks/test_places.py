@@ -142,5 +142,25 @@ def test_locally_one_always_wins(tmp_path: Path) -> None:
         assert sum(pool.map(lambda i: places.create_new(str(tmp_path / "new"), str(i).encode()), range(8))) == 1
 
 
+@pytest.mark.parametrize("many", [1, 40])
+def test_a_folder_that_another_commit_prunes_meanwhile_is_secured_by_the_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    folders = [tmp_path / "k=1" / f"d={n}" for n in range(many)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    synced, sync = set(), places._sync
+
+    def pruned_first(path: str) -> None:
+        places.prune_folders(path, str(tmp_path))
+        sync(path)
+        synced.add(path)
+
+    monkeypatch.setattr(places, "_sync", pruned_first)
+    places.secure_folders([str(folder) for folder in folders])
+    assert str(tmp_path) in synced
+    assert not any(folder.exists() for folder in folders)
+
+
 def test_paths_join_with_slashes() -> None:
     assert [places.join("/", "a"), places.join("a/", "", "b"), places.join("gs://b", "c")] == ["/a", "a/b", "gs://b/c"]

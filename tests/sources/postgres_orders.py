@@ -121,8 +121,3 @@ def stored(loaded: LoadedSpec, names: str = ", ".join(f'"{name}"' for name in TY
     """Rows of an output, in order."""
     rows = ask(open_tables(loaded.state), f"SELECT {names} FROM {table}").to_pylist()
     return sorted((tuple(row.values()) for row in rows), key=repr)
-
-
-def as_stored(rows: Iterable[Row]) -> list[Row]:
-    """The rows as `stored` gives them."""
-    return sorted(((*row[:-1], None if row[-1] is None else row[-1]) for row in rows), key=repr)

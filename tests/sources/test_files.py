@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import apache_beam as beam
 import pyarrow as pa
@@ -18,6 +21,7 @@ from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.schema import source_number
 from beam_pipelines.errors import SourceError
 from beam_pipelines.formats.reader import Broken
+from beam_pipelines.sources import files
 from beam_pipelines.sources.files import FileRange, ReadFiles, file_ranges, list_files, read_range
 from beam_pipelines.spec.sources import FileSource
 
@@ -197,3 +201,22 @@ def test_every_row_of_a_row_group_that_cannot_be_read_is_a_dead_letter(tmp_path:
         done = pipeline | ReadFiles([of], CONTRACT)
         assert_that(done.dead, dead, label="Dead")
         assert_that(done.counts, counts, label="Counts")
+
+
+@pytest.mark.parametrize(("ending", "pack", "opens"), [("gz", gzip.compress, 2), ("bz2", bz2.compress, 1)])
+def test_only_a_file_whose_checksum_comes_late_is_looked_through_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, pack: Callable[[bytes], bytes], opens: int
+) -> None:
+    path = tmp_path / f"a.jsonl.{ending}"
+    path.write_bytes(pack(b'{"n": 1}\n'))
+    opened: list[str] = []
+    open_raw = files._open_raw
+
+    def noted(path: str) -> BinaryIO:
+        opened.append(path)
+        return open_raw(path)
+
+    monkeypatch.setattr(files, "_open_raw", noted)
+    of = source(path)
+    assert [raw(part, of) for part in file_ranges(of, CONTRACT)] == [[b'{"n": 1}']]
+    assert opened == [str(path)] * opens

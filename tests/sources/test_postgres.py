@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -14,6 +15,7 @@ from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.ranges import Range
 from beam_pipelines.errors import SourceError, SpecError, TransientError
 from beam_pipelines.runners.direct import run_batch
+from beam_pipelines.sources import postgres
 from beam_pipelines.sources.bigquery_range import Near
 from beam_pipelines.sources.database import open_database, rows_at
 from beam_pipelines.sources.database_connection import snapshots_held
@@ -140,6 +142,24 @@ def test_a_connection_that_breaks_in_the_middle_is_made_anew_and_no_row_is_lost_
                 ended += database.end_readers()
         assert ended == 2
         assert sorted(rows) == list(range(1, 60_001))
+
+
+def test_rows_that_came_before_a_break_come_no_second_time_however_many_follow(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new connection takes the rows by an index: those that have come are its last."""
+    database.run(
+        "CREATE TABLE orders AS SELECT i AS id, repeat(i::text, 300) AS f FROM generate_series(25000, 1, -1) i",
+        "CREATE INDEX ON orders(id)", f"ALTER DATABASE {database.name} SET enable_bitmapscan = off",
+    )  # fmt: skip
+    monkeypatch.setattr(postgres, "_REMEMBERED", 12_000)
+    with snapshots_held():
+        held = read_postgres(opened(source(database, max_splits=1, where="id >= 0"), id="int64", f="string"), 0)
+        rows = next(held)["id"].to_pylist()
+        database.run(f"ALTER DATABASE {database.name} SET enable_seqscan = off")
+        assert database.end_readers() == 1
+        rows += [row for batch in held for row in batch["id"].to_pylist()]
+    assert rows[0] == 25_000
+    assert rows[-1] < 25_000
+    assert sorted(rows) == list(range(1, 25_001))
 
 
 def test_without_its_snapshot_a_broken_read_is_one_sentence_and_may_be_tried_again(database: Database) -> None:
@@ -292,6 +312,13 @@ def test_views_foreign_tables_and_queries_need_a_row_id_and_are_read_by_one(data
         assert found["s"].to_pylist() == [str(i) for i in range(1, 21)]
 
 
+def another(database: Database, *tables: str) -> str:
+    """The URL of a new user who may read the tables."""
+    name = f"another_{database.name}"
+    database.run(f"CREATE ROLE {name} LOGIN", f"GRANT SELECT ON {', '.join(tables)} TO {name}")
+    return database.server.url(database.name, name)
+
+
 def test_who_may_read_the_whole_but_no_part_reads_it_alone_and_sees_what_rows_he_may(database: Database) -> None:
     database.run(
         "DROP ROLE IF EXISTS reader", "CREATE ROLE reader LOGIN", "CREATE TABLE parts(id int, f text) PARTITION BY RANGE (id)",
@@ -314,6 +341,60 @@ def test_who_may_read_the_whole_but_no_part_reads_it_alone_and_sees_what_rows_he
     assert sorted(found["id"].to_pylist()) == list(range(2, 9001, 2))
 
 
+def test_who_may_see_some_rows_reads_alone_and_a_broken_connection_is_told(database: Database) -> None:
+    """The server may take the rows by the index of the policy's column: not in the order of their places."""
+    database.run(
+        "CREATE TABLE orders(id int, tenant int, f text)",
+        "INSERT INTO orders SELECT i, i / 1000, repeat(i::text, 150) FROM generate_series(100000, 1, -1) i", "CREATE INDEX ON orders(tenant)",
+        "ALTER TABLE orders ENABLE ROW LEVEL SECURITY", "CREATE POLICY mine ON orders USING (tenant < 40)", "VACUUM ANALYZE orders",
+    )  # fmt: skip
+    given = source(database).model_copy(update={"database": another(database, "orders")})
+    with snapshots_held():
+        part = opened(given, id="int64", f="string")
+        assert (part.placed, len(part.splits)) == ("together", 1)
+        broken = read_postgres(part, 0)
+        next(broken)
+        assert database.end_readers() == 1
+        with pytest.raises(TransientError, match=r"the connection broke in the middle: .*Run again"):
+            list(broken)
+        found, _ = read(part)
+        assert sorted(found["id"].to_pylist()) == list(range(1, 40_000))
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+@pytest.mark.parametrize("last", [10, 100])
+def test_a_partition_that_may_not_be_read_by_itself_is_read_as_a_part_of_the_whole(database: Database, snapshot: bool, last: int) -> None:
+    database.run(
+        "CREATE TABLE parts(id int) PARTITION BY RANGE (id)",
+        "CREATE TABLE p0 PARTITION OF parts FOR VALUES FROM (0) TO (10)", "CREATE TABLE p1(id int)", "INSERT INTO p1 SELECT generate_series(10, 99)",
+        *(["ALTER TABLE parts ATTACH PARTITION p1 FOR VALUES FROM (10) TO (100)"] if last > 10 else []),
+        "INSERT INTO parts SELECT generate_series(1, 9)",
+        "ALTER TABLE p0 ENABLE ROW LEVEL SECURITY", "ALTER TABLE p1 ENABLE ROW LEVEL SECURITY",
+    )  # fmt: skip
+    given = source(database, "parts").model_copy(update={"database": another(database, "parts", "p0", "p1")})
+    with snapshots_held() if snapshot else contextlib.nullcontext():
+        part = opened(given, id="int64")
+        assert part.placed == "together"
+        found, _ = read(part)
+    assert sorted(found["id"].to_pylist()) == list(range(1, last))
+    assert len(set(names_of(found))) == last - 1
+
+
+def test_a_partition_that_is_attached_while_a_run_reads_is_no_part_of_it(database: Database) -> None:
+    database.run(
+        "CREATE TABLE parts(id int) PARTITION BY RANGE (id)", "CREATE TABLE p0(id int)", "INSERT INTO p0 SELECT generate_series(100, 199)",
+        "CREATE TABLE p1 PARTITION OF parts FOR VALUES FROM (0) TO (100)", "INSERT INTO parts SELECT generate_series(1, 99)",
+    )  # fmt: skip
+    given = source(database, "parts").model_copy(update={"database": another(database, "parts")})
+    with snapshots_held():
+        mine = opened(source(database, "parts"), id="int64")
+        whole = opened(given, id="int64")
+        database.run("SET lock_timeout = '5s'", "ALTER TABLE parts ATTACH PARTITION p0 FOR VALUES FROM (100) TO (200)")
+        assert [mine.placed, whole.placed] == ["pages", "together"]
+        for part in (mine, whole):
+            assert sorted(read(part)[0]["id"].to_pylist()) == list(range(1, 100))
+
+
 def test_where_the_server_exports_no_snapshot_one_worker_reads_it_all_in_its_own_transaction(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -327,7 +408,7 @@ def test_where_the_server_exports_no_snapshot_one_worker_reads_it_all_in_its_own
         part = opened(given, id="int64")
         assert (part.placed, len(part.splits), part.snapshot) == ("together", 1, None)
         assert not database.connections()
-        assert "the server exports no snapshot, so one worker reads it all" in caplog.text
+        assert "parts: the server exports no snapshot, so one worker reads it all: no permission: " in caplog.text
         found, _ = read(part)
     assert sorted(found["id"].to_pylist()) == list(range(1, 9001))
 

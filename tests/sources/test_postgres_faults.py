@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+import threading
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import apache_beam as beam
 import pytest
@@ -19,14 +24,16 @@ from beam_pipelines.runners.new_files import run_new_files
 from beam_pipelines.runners.preview import preview
 from beam_pipelines.serving.tables import ask, open_tables
 from beam_pipelines.sinks.run import RunInfo
-from beam_pipelines.sources.database_connection import snapshots_held
-from beam_pipelines.sources.postgres import open_postgres
+from beam_pipelines.sources import postgres
+from beam_pipelines.sources.database_connection import Connection, snapshots_held
+from beam_pipelines.sources.postgres import open_postgres, read_postgres
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.sources import DatabaseSource
 from tests.conftest import Run
 from tests.postgres_server import Database
 from tests.server_process import free_ports
 from tests.sources.postgres_orders import opened, read, source, spec, stored
+from tests.sources.postgres_proxy import running_proxy
 
 SECRET = "s3cr%t/@:ü"
 
@@ -83,6 +90,16 @@ def test_a_server_that_is_not_there_or_refuses_is_told_apart(orders: Database) -
     assert "the URL is not understood" in said(f"{orders.url}?colour=red", SpecError)
 
 
+@pytest.mark.parametrize("url", ["app@[::1]x/shop", "app%zz@host/shop", "app@host/sh%p", "app@host:1x/shop", "app@host/shop?a%zz=1"])
+def test_a_url_that_the_driver_repeats_is_told_without_the_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", SECRET)
+    given = DatabaseSource(database=f"postgresql://{url}", table="orders", password="env:SHOP_PASSWORD")
+    with pytest.raises(SpecError, match="the URL is not understood: ") as error:
+        Connection(given, "here")
+    assert SECRET not in str(error.value)
+    assert quote(SECRET, safe="") not in str(error.value)
+
+
 def test_hosts_users_and_parameters_may_stand_anywhere_in_the_url(orders: Database) -> None:
     port = orders.server.port
     for url in (
@@ -116,6 +133,94 @@ def test_an_error_in_the_middle_of_a_table_is_no_lost_connection(orders: Databas
     part = opened(source(orders, where="1 / (id - 20) < 100"), id="int64")
     with pytest.raises(SourceError, match=r"reading failed: division by zero"):
         read(part)
+
+
+@pytest.mark.parametrize("table", ["orders", "transactions"])
+def test_a_new_connection_that_breaks_too_is_tried_again_whatever_the_table_is_called(database: Database, table: str) -> None:
+    database.run(f"CREATE TABLE {table} AS SELECT i AS id, repeat(i::text, 300) AS f FROM generate_series(1, 30000) i")
+    with snapshots_held(), running_proxy(database.server.port, b"BEGIN ISOLATION") as proxy:
+        url = f"postgresql://app@127.0.0.1:{proxy.port}/{database.name}"
+        held = read_postgres(opened(source(database, table, max_splits=1).model_copy(update={"database": url}), id="int64", f="string"), 0)
+        rows = next(held).num_rows
+        proxy.cuts = 2
+        assert database.end_readers() == 1
+        assert rows + sum(batch.num_rows for batch in held) == 30_000
+        assert proxy.cuts == 0
+
+
+def test_a_connection_that_always_breaks_at_the_same_row_is_not_tried_for_ever(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After half a minute it breaks no more: so that this test ends, whatever the source does."""
+    monkeypatch.setattr(postgres, "_PATIENCE_S", 1.0)
+    database.run("CREATE TABLE orders AS SELECT i AS id, repeat(i::text, 300) AS f FROM generate_series(1, 20000) i")
+    [end] = database.run("SELECT (clock_timestamp() + interval '30 s')::text AS at")
+    breaks = f"id < 15000 OR clock_timestamp() > '{end['at']}' OR pg_terminate_backend(pg_backend_pid())"
+    with snapshots_held(), pytest.raises(TransientError, match=r"the connection breaks again and again: .*Run again later"):
+        read(opened(source(database, where=breaks, max_splits=1), id="int64", f="string"))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a lock at all waits a moment."""
+    settings = {name: "300ms" if name == "lock_timeout" else value for name, value in postgres._SETTINGS.items()}
+    monkeypatch.setattr(postgres, "_SETTINGS", settings)
+
+
+@pytest.mark.parametrize("change", ["ALTER TABLE orders ADD more int", "TRUNCATE orders", "VACUUM FULL orders"])
+def test_who_waits_to_change_the_table_waits_no_longer_than_the_run_does(database: Database, change: str, impatient: None) -> None:
+    """He waits for the launcher, and a worker behind him: the statement's time ends this test, whatever the source does."""
+    database.run("CREATE TABLE orders AS SELECT i AS id FROM generate_series(1, 100) i")
+    given = source(database).model_copy(update={"database": f"{database.url}?options=-c%20statement_timeout%3D10000"})
+    changer = threading.Thread(target=database.run, args=(change,))
+    with snapshots_held():
+        part = opened(given, id="int64")
+        changer.start()
+        while not database.run("SELECT 1 AS waits FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"):
+            assert changer.is_alive()
+        with pytest.raises(
+            TransientError, match=r"orders: somebody changes the table, or waits to: .*lock timeout\. Run again when that is done"
+        ):
+            read(part)
+    changer.join(60)
+    assert not changer.is_alive()
+
+
+@contextlib.contextmanager
+def locked(database: Database, table: str) -> Iterator[None]:
+    """A transaction that changes the table, and is not yet done."""
+    import adbc_driver_postgresql.dbapi as driver  # type: ignore[import-untyped]  # it ships no types
+
+    with driver.connect(database.url) as connection, connection.cursor() as cursor:
+        cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
+        cursor.execute(f"LOCK TABLE {table}")
+        yield
+
+
+def test_a_table_that_somebody_changes_is_told_and_not_waited_for(database: Database, impatient: None) -> None:
+    """By the launcher, and by a worker whom nobody holds a snapshot for."""
+    database.run("CREATE TABLE orders AS SELECT i AS id FROM generate_series(1, 100) i")
+    given = source(database).model_copy(update={"database": f"{database.url}?options=-c%20statement_timeout%3D10000"})
+    part = opened(given, id="int64")
+    for looks in (lambda: opened(given, id="int64"), lambda: read(part)):
+        with (
+            locked(database, "orders"),
+            pytest.raises(TransientError, match=r"orders: somebody changes the table, or waits to: .*lock timeout"),
+        ):
+            looks()
+
+
+def test_what_a_condition_lets_through_is_remembered_and_no_more(database: Database) -> None:
+    """A place has eight bytes; what a look-up of every batch in all before it would need comes on top."""
+    database.run("CREATE TABLE orders AS SELECT i AS id, repeat('x', 100) AS f FROM generate_series(1, 500000) i")
+    with snapshots_held():
+        part = opened(source(database, where="id > 0", max_splits=1), id="int64", f="string")
+        tracemalloc.start()
+        try:
+            rows = sum(batch.num_rows for batch in read_postgres(part, 0))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert rows == 500_000
+    assert peak < 16 * rows
 
 
 def passworded(orders: Database) -> str:

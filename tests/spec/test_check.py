@@ -292,6 +292,23 @@ def test_notes_say_what_is_valid_and_worth_knowing() -> None:
     assert load(sinks="[{from: rows, csv: {path: a}}, {from: dead_letters, csv: {path: b}}]").notes == ()
 
 
+def test_a_note_names_the_columns_that_a_function_makes_more_sensitive() -> None:
+    columns = "{id: {type: int64, sensitive: hmac}, name: {type: string, sensitive: redact}, plain: {type: string}}"
+    steps = "[{apply: {function: 'm:f', columns: {id: int64, name: string, made: string, open: string}, sensitive: {open: none}}}]"
+    found = load(contract=f"{{columns: {columns}}}", transform=steps, hmac_key="env:KEY").notes
+    assert [note.partition(" is masked too: ")[2].partition(";")[0] for note in found if "the function sees" in note] == [
+        "id (redact), made (redact)"
+    ]
+
+
+def test_a_quote_in_the_name_of_a_column_that_is_gone() -> None:
+    contract = """{columns: {"a'; b": {type: int64}}}"""
+    steps = """[{drop: ["a'; b"]}, {filter: '"a''; b" > 1'}]"""
+    assert "transform[1].filter: at character 1: unknown column 'a'; b'; it was dropped by a transform step." in " ".join(
+        problems(contract=contract, transform=steps)
+    )
+
+
 def test_what_is_masked_is_not_cut_into_ranges() -> None:
     contract = "{key: [id], columns: {id: {type: int64, sensitive: hmac}}}"
     ranges, plain = (f"[{{from: rows, parquet: {{path: r, partition_by: ['{by}']}}}}]" for by in ("range(id, 0, 10, 1)", "id"))

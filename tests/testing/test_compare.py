@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from beam_pipelines.errors import SpecError
 from beam_pipelines.testing import assert_rows, run_spec
+from beam_pipelines.testing.compare import same
 
 
 class Order(NamedTuple):
@@ -83,7 +84,14 @@ def test_the_tolerance_is_relative_whatever_the_size(value: float, tolerance: fl
     failure([{"x": value}], [{"x": 0.0}])
 
 
-@pytest.mark.parametrize("wrong", [None, 1, "rows", {"id": 1}, beam.Row(id=1), [None], ["id"], [1], [[1]]])
+@given(st.floats(-0.5, 0.5))
+def test_where_sums_may_cancel_a_difference_is_allowed_at_any_size(share: float) -> None:
+    for have, want in ((1e-14, share * 1e-9), ([{"x": 0.0}], [{"x": share * 1e-9}])):
+        assert same(have, want, absolute=1e-9)
+    assert not same(0.0, 1.1e-9, absolute=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "rows", {"id": 1}, beam.Row(id=1), [None], ["id"], [1], [[1]], [Order]])
 def test_what_is_no_rows_is_refused(wrong: Any) -> None:
     with pytest.raises(SpecError, match=r"assert_rows: actual.*: got .*; expected"):
         assert_rows(wrong, ROWS)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import beam_pipelines.testing.stream
 from beam_pipelines.arrow import copies
 from beam_pipelines.errors import RunError, SpecError
-from beam_pipelines.testing import Message, Timeline, assert_batch_equals_stream, assert_rows, run_spec_stream
+from beam_pipelines.testing import Message, Timeline, assert_batch_equals_stream, assert_rows, parity, run_spec_stream
+from beam_pipelines.testing.run import loaded_spec
 from beam_pipelines.testing.timeline import moment
 
 SPEC: dict[str, Any] = {
@@ -75,6 +79,24 @@ def test_wrong_calls_say_so() -> None:
     assert moment("2024-05-01T12:00:00+02:00") == moment("2024-05-01T10:00:00")
 
 
+IDS = st.lists(st.sampled_from([None, "", "0", "1", "2", "#0", "#1"]), min_size=1, max_size=6)
+
+
+@given(IDS, st.booleans())
+def test_messages_are_one_where_they_are_given_one_id(ids: list[str | None], in_bundles: bool) -> None:
+    sent = [Message(order(i, 0), id=name) for i, name in enumerate(ids)]
+    timeline = Timeline()
+    for message in sent:
+        timeline = timeline.arrive("2024-05-01T10:01Z", message)
+    [(steps, _)] = parity._plays(loaded_spec(SPEC, None, where="a test"), timeline if in_bundles else sent, 1, 0, 0)
+    found = [d for step in steps for batch in step.batches for d in batch]
+    assert [f'"id":{i},' in d.data.decode() for i, d in enumerate(found)] == [True] * len(ids)
+    for mine, name in zip(found, ids, strict=True):
+        assert name is None or mine.id == name
+        for other, its in zip(found, ids, strict=True):
+            assert (mine.position == other.position) == (mine is other or (name is not None and name == its))
+
+
 RECORDS = [
     order(1, 0), order(2, 10, "test"), order(3, 20, "south"), "nonsense", {"id": None}, {"id": 7},
     Message(order(1, 0, "south"), arrival="2024-05-01T10:40Z"), Message(order(4, 30), arrival="2024-05-01T20:00Z"),
@@ -103,6 +125,33 @@ def test_a_difference_is_shown_with_the_messages_that_bear_on_it(monkeypatch: py
     assert table[0].split() == ["clock", "message", "arrival", "record", "batch", "stream"]
     [first] = [line for line in table if '"id":1' in line and "north" in line]
     assert first.split()[-2:] == ["dropped", "written"]
+
+
+def test_what_stands_there_twice_and_a_run_that_failed_are_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, run = parity.stored, parity.run_batch
+    monkeypatch.setattr(parity, "stored", lambda *of, **how: {name: rows * 2 for name, rows in right(*of, **how).items()})
+    monkeypatch.setattr(parity, "run_batch", lambda *call: replace(run(*call), status="failed"))
+    with pytest.raises(AssertionError) as raised:
+        assert_batch_equals_stream(SPEC, [order(1, 0)], tries=1)
+    lines = str(raised.value).splitlines()
+    pane = "hourly, pane [05-01 10:00:00, 05-01 11:00:00) of north"
+    for layer in ("batch", "stream"):
+        assert {f"{layer}: row of message 0 is there 2 times", f"{layer}: {pane} is there 2 times"} <= {*lines}
+    assert "batch: the run is failed" in lines
+
+
+def test_sums_that_cancel_are_the_same() -> None:
+    spec = {
+        **{name: SPEC[name] for name in ("spec", "pipeline", "sources", "sinks")},
+        "contract": {"event_time": "at", "columns": {"at": {"type": "timestamp"}, "x": {"type": "float64"}}},
+        "aggregates": {"hourly": {"windowing": {"size": "1h"}, "measures": {"total": "sum(x)"}}},
+    }
+    timeline = Timeline()  # in other parts than the batch adds them
+    for part in ((0.1, 300.7), (-0.3, 1000.3), (0.2, -300.7, -1000.3)):
+        timeline = timeline.arrive("2024-05-01T10:01Z", *({"at": "2024-05-01T10:00Z", "x": x} for x in part))
+    assert_batch_equals_stream(spec, timeline)
+    with pytest.raises(AssertionError, match="batch total="):
+        assert_batch_equals_stream(spec, timeline, tolerance=0)
 
 
 def test_what_breaks_in_a_step_is_an_error_not_a_difference() -> None:

@@ -72,6 +72,12 @@ def doubled(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.set_column(batch.schema.names.index("v"), "v", pa.array([2 * v for v in batch["v"].to_pylist()], pa.int64()))
 
 
+def later(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Moves every row by 20 seconds."""
+    moved = pc.add(batch["at"], pa.scalar(20 * SECOND, pa.duration("us")))
+    return batch.set_column(batch.schema.names.index("at"), "at", moved)
+
+
 CITIES = lookup_table(pa.table({"shop": ["a"], "city": ["Oslo"]}), name="cities", key="shop")
 STAGES: dict[str, tuple[Callable[[], beam.PTransform], AggregateSpec]] = {
     "none": (lambda: Transform(), totals()),
@@ -197,14 +203,39 @@ def test_what_says_that_a_row_is_taken_back_is_not_for_steps(step: dict[str, Any
         _Steps(tuple(Transform(step).steps), {})(told([1, -1], v=[1, 2]))
 
 
-def test_a_correction_whose_window_is_not_known_is_refused() -> None:
+MOMENTS = lookup_table(pa.table({"v": [1], "moment": pa.array([START * SECOND], UTC_MICROS)}), name="moments", key="v")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Transform({"set": {"at": '"at" + to_seconds(v)'}}),
+        Transform({"apply": {"function": later, "columns": {"at": "timestamp"}}}),
+        Transform({"lookup": {"from": "moments", "on": "v", "take": {"at": "moment"}}}, lookups={"moments": MOMENTS}),
+    ],
+    ids=["set", "apply", "lookup"],
+)
+def test_a_correction_whose_window_is_not_known_is_refused(stage: Transform) -> None:
     batch = told([1, -1], v=[1, 2])
-    moved = _Steps(tuple(Transform({"set": {"at": '"at" + to_seconds(v)'}}).steps), {})(batch).rows
+    moved = _Steps(tuple(stage.steps), stage.lookups, stage.functions)(batch).rows
     arrive = Arrive(totals(), Streaming(), "totals", "at", "UTC")
     arrive.setup()
     arrive.start_bundle()
     with pytest.raises(RunError, match=r"totals: rows are taken back .* that have no 'at'"):
         list(chain(arrive.process(moved, Timestamp(START)), arrive.finish_bundle()))
+
+
+def test_a_function_that_moves_a_time_undeclared_is_refused() -> None:
+    stage = Transform({"filter": "v > 0"}, {"apply": later})
+    with pytest.raises(RunError, match=r":later: changed the time 'at', which is not declared, .* Declare it under columns"):
+        _Steps(tuple(stage.steps), {}, stage.functions)(told([1, 1, -1], v=[0, 1, 2]))
+    assert _Steps(tuple(stage.steps), {}, stage.functions)(told([1, -1], v=[0, 2])).filtered == 1
+
+
+def test_a_row_on_which_a_function_fails_has_no_time_to_compare() -> None:
+    stage = Transform({"apply": doubled})
+    split = _Steps(tuple(stage.steps), {}, stage.functions)(told([1, 1, -1], v=[None, 1, 2]))
+    assert (split.dead["reason"].to_pylist(), split.rows["v"].to_pylist()) == (["APPLY"], [None, 2])
 
 
 def test_stages_for_rows_before_deduplicate_refuse_its_rows() -> None:

@@ -380,6 +380,17 @@ def test_a_better_copy_that_comes_later_takes_nothing_back() -> None:
         check(out.counts, counted, "counts")
 
 
+@pytest.mark.parametrize(("stages", "times"), [([], 2), ([DropRedelivered(horizon=60 * SECOND)], 1)])
+def test_a_row_beyond_the_horizon_comes_as_often_as_its_message(stages: list[beam.PTransform], times: int) -> None:
+    late = batch_of([("x", 94, 1)])
+    with BarePipeline(options=STREAMING) as pipeline:
+        rows = pipeline | timeline((100, [late]), (101, [late]))
+        for stage in stages:
+            rows |= stage
+        out = rows | Deduplicate(RULE, contract=CONTRACT, changes=False)
+        check(out.rows, lambda outputs: _assert(ids(outputs), [("s", 0)] * times))
+
+
 # ------------------------------------------------------------------------------------------------------------ state, timers
 
 

@@ -110,6 +110,54 @@ def test_mask_hashes_under_a_key_that_the_worker_asks_for() -> None:
         assert_that(seen, equal_to([(64, True, None)]))
 
 
+def test_mask_hides_values_in_the_duplicates_that_are_told() -> None:
+    with BarePipeline() as pipeline:
+        batch = pa.record_batch({"id": [1, 1], "mail": ["a", "b"]})
+        masked = pipeline | beam.Create([batch]) | Deduplicate("id", tell=True) | Mask(CONTRACT)
+        assert masked._fields == ("rows", "duplicates", "counts")
+        for name in ("rows", "duplicates"):
+            mails = getattr(masked, name) | f"Mails of {name}" >> beam.FlatMap(lambda b: b["mail"].to_pylist())
+            assert_that(mails, equal_to(["***"]), name)
+
+
+LAST = AggregateSpec(group_by=["id"], measures={"mail_of": "max(mail)", "n": "count()"})
+
+
+def test_mask_hides_values_that_panes_show() -> None:
+    with BarePipeline() as pipeline:
+        masked = conformed(pipeline) | Aggregate(LAST, name="last") | Mask(CONTRACT, aggregate=LAST)
+        panes = masked.panes | beam.FlatMap(lambda b: b.select(["id", "mail_of", "n"]).to_pylist())
+        assert_that(panes, equal_to([{"id": 1, "mail_of": "***", "n": 1}, {"id": 2, "mail_of": None, "n": 1}]))
+
+
+def test_panes_are_not_masked_by_the_contract_alone() -> None:
+    message = r"Mask: got panes of an aggregate; .* Give its spec: Mask\(contract, aggregate=spec\)"
+    with pytest.raises(SpecError, match=message):
+        _ = conformed(BarePipeline()) | Aggregate(LAST, name="last") | Mask(CONTRACT)
+    with pytest.raises(Exception, match=message), BarePipeline() as pipeline:
+        _ = (conformed(pipeline) | Aggregate(LAST, name="last")).panes | Mask(CONTRACT)
+
+
+def test_rows_are_not_masked_as_panes() -> None:
+    with pytest.raises(Exception, match=r"Mask: got rows that are no panes; .* Mask panes and rows apart"), BarePipeline() as pipeline:
+        _ = conformed(pipeline) | Mask(CONTRACT, aggregate=LAST)
+
+
+def test_duplicates_that_are_told_are_no_dead_letters() -> None:
+    with BarePipeline() as pipeline:
+        batch = pa.record_batch({"id": [1, 1]})
+        after = pipeline | beam.Create([batch]) | Deduplicate("id", tell=True) | Transform({"set": {"bad": "1 // 0"}})
+        assert_that(after.dead | beam.FlatMap(lambda b: b["reason"].to_pylist()), equal_to(["EXPRESSION"]), "Dead")
+        counted = [["", "duplicate", "", 1], ["", "dead", "transform:EXPRESSION", 1], ["", "failed", "bad", 1]]
+        assert_that(after.counts | beam.Map(lambda count: [*count][1:]), equal_to(counted), "Counts")
+
+
+def test_a_column_may_have_any_name() -> None:
+    with BarePipeline() as pipeline:
+        rows = pipeline | beam.Create([pa.record_batch({"a'; b": [1]})]) | Transform({"set": {"x": '"a\'; b" + 1'}})
+        assert_that(rows.rows | ToRows() | beam.Map(lambda row: row["x"]), equal_to([2]))
+
+
 HOURLY = WindowSpec(size="1h")
 
 
@@ -183,6 +231,10 @@ def test_a_transform_of_ones_own_takes_a_result() -> None:
     assert isinstance(conformed(BarePipeline()) | OfAResult(), beam.PCollection)
 
 
+NESTED = {"tags": {"type": "list<int64>"}, "at": {"type": "struct<n: int32>"}}
+OF_LISTS = Contract.model_validate({**WRITTEN, "columns": {**WRITTEN["columns"], **NESTED}})
+
+
 def rows(columns: Mapping[str, Any]) -> pa.RecordBatch:
     some = dict(zip(PROVENANCE.names, provenance("s", pa.array(range(1), pa.int64())), strict=True))
     return pa.record_batch({**some, **columns})
@@ -192,12 +244,21 @@ def rows(columns: Mapping[str, Any]) -> pa.RecordBatch:
     ("columns", "message"),
     [
         ({"id": ["1"], "day": pa.nulls(1), "mail": ["x"]}, "validate: column 'id' is string; expected int64. Put Conform"),
+        ({"id": [1], "day": pa.nulls(1), "mail": ["x"], "tags": [["1"]]}, "column 'tags' is list<.*string>; expected list<.*int64>"),
+        ({"id": [1], "day": pa.nulls(1), "mail": ["x"], "tags": [[]], "at": [{"n": "1"}]}, "column 'at' is struct<n: string>; expected"),
         ({"idd": [1], "day": pa.nulls(1), "mail": ["x"]}, "validate: no column 'id' in the rows; did you mean 'idd'"),
     ],
 )
 def test_validate_says_what_rows_are_not_conformed(columns: Mapping[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message), BarePipeline() as pipeline:
-        _ = pipeline | beam.Create([rows(columns)]) | Validate(CONTRACT)
+        _ = pipeline | beam.Create([rows(columns)]) | Validate(CONTRACT if "tags" not in columns else OF_LISTS)
+
+
+def test_lists_and_structs_without_values_fit() -> None:
+    with BarePipeline() as pipeline:
+        batch = rows({"id": [1], "day": pa.nulls(1), "mail": ["x"], "tags": [[]], "at": [{"n": None}]})
+        valid = pipeline | beam.Create([batch]) | Validate(OF_LISTS)
+        assert_that(valid.valid | ToRows() | beam.Map(lambda row: (row["tags"], row["at"])), equal_to([([], {"n": None})]))
 
 
 def test_a_check_of_a_column_that_a_step_added() -> None:

@@ -101,6 +101,7 @@ def test_other_values_keep_their_meaning(value: Any, expected: Any) -> None:
         ({"x": float("nan")}, "column 'x': nan is no number"),
         ({"x": float("-inf"), "y": None}, "column 'x': -inf is no number"),
         ({"x": [1.5, float("nan")]}, "column 'x': nan is no number"),
+        ({"x": [{"y": ["a", float("nan")]}, None]}, r"column 'x\.y': nan is no number"),
         ({"x": {"y": [{"z": float("inf")}]}}, r"column 'x\.y\.z': inf is no number"),
         ({"x": np.float32("nan")}, "column 'x': nan is no number"),
         ({"s": b"abc"}, "column 's': a value of type bytes; expected string"),

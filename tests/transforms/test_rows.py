@@ -20,7 +20,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.message_positions import message_positions
-from beam_pipelines.arrow.schema import ARRIVAL, POSITION, SOURCE, UTC_MICROS
+from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, POSITION, SOURCE, UTC_MICROS
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms import Conform, Decode, Deduplicate, Enrich, FromRows, ToRows, Transform, Validate
@@ -262,6 +262,45 @@ def test_every_row_is_counted_as_read() -> None:
         assert_that(sums, equal_to([("read", 7), ("dead", 3)]))
 
 
+class Wordless:
+    """An element that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+class Nameless:
+    """An element that has names, but does not give them."""
+
+    def _asdict(self) -> dict[str, Any]:
+        raise KeyError
+
+    def __repr__(self) -> str:
+        return "nameless"
+
+
+def deep(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("row", "raw"),
+    [({"id": 10**5000}, "<dict>"), ({"x": deep(5000)}, "<dict>"), (Pair, repr(Pair)), (Wordless(), "<Wordless>"), (Nameless(), "nameless")],
+    ids=["too many digits", "too deep", "a class", "not to be shown", "not to be read"],
+)
+def test_an_element_that_cannot_be_shown_is_a_dead_letter(row: Any, raw: str) -> None:
+    batch = _Batch("test", CONTRACT)
+    batch.setup()
+    batch.start_bundle()
+    assert not list(batch.process(row, Timestamp(5), GlobalWindow()))
+    letters, *counts = [out.value.value for out in batch.finish_bundle()]
+    assert (letters["reason"].to_pylist(), letters["raw"].to_pylist()) == (["DECODE"], [raw.encode()])
+    assert [count[2:] for count in counts] == [("dead", "decode:DECODE", 1), ("failed", "decode", 1), ("read", "", 1)]
+
+
 def per_window(rows: beam.PCollection, label: str) -> beam.PCollection:
     """How many rows lie in each window."""
 
@@ -353,6 +392,17 @@ def test_rows_of_a_schema_have_its_columns_alone() -> None:
     with TestPipeline() as pipeline:
         rows = through(pipeline, ROWS).valid | ToRows(pa.schema([("name", pa.string()), ("id", pa.int64())]))
         assert_that(rows | beam.Map(lambda row: list(row.items())), equal_to([[("name", "a"), ("id", 1)], [("name", None), ("id", 2)]]))
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_a_schema_without_the_sign_of_a_row_is_refused(as_rows: bool) -> None:
+    told = pa.record_batch({"id": [1, 1], CHANGE: pa.array([1, -1], pa.int8())})
+    narrow, whole = (pa.schema([told.schema.field(name) for name in names]) for names in (["id"], ["id", CHANGE]))
+    with pytest.raises(Exception, match=r"ToRows: the rows have _change.*Deduplicate\(changes=False\)"), TestPipeline() as pipeline:
+        pipeline | beam.Create([told]) | ToRows(narrow, as_rows=as_rows)
+    with TestPipeline() as pipeline:
+        rows = pipeline | beam.Create([told]) | ToRows(whole) | beam.Map(lambda row: row[CHANGE])
+        assert_that(rows, equal_to([1, -1]))
 
 
 def test_a_schema_of_other_columns_is_refused() -> None:

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import test_stream
-from apache_beam.testing.util import assert_that
+from apache_beam.testing.util import assert_that, equal_to, is_empty
 
 from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.errors import SpecError
@@ -58,6 +58,18 @@ def test_a_chain_from_rows_to_files_balances(tmp_path: Path) -> None:
         assert_that(parts | Commit(run, [rows.output, lines.output, letters.output]), judge)
     found = ds.dataset(str(tmp_path / "rows"), format="parquet").to_table(columns=["id"])["id"].to_pylist()
     assert sorted(found) == [1, 2, 7, 8]
+
+
+def test_duplicates_that_are_told_are_not_letters_of_a_sink(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    rows = WriteParquet(ParquetSink(path=str(tmp_path / "rows")), label="rows", run=run)
+    letters = WriteDeadLetters(None, run=run, contract=CONTRACT)
+    with beam.Pipeline() as pipeline:
+        given = pipeline | beam.Create([pa.record_batch({"id": [1, 1]})])
+        written = given | Deduplicate("id", tell=True) | "Rows" >> rows
+        assert_that(written.dead, is_empty(), label="Dead")
+        assert_that((written.dead | "Letters" >> letters).files, is_empty(), label="Files")
+        assert_that(written.counts | beam.Map(lambda count: count[2]), equal_to(["duplicate", "written"]), label="Counts")
 
 
 def test_rows_without_end_are_refused(tmp_path: Path) -> None:

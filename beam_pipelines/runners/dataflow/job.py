@@ -37,7 +37,7 @@ from beam_pipelines.sinks.epochs import all_starts
 from beam_pipelines.sinks.outputs import write_outputs
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.resolutions import write_no_resolutions
-from beam_pipelines.sinks.results import RunResults, find_run
+from beam_pipelines.sinks.results import RunResults, expect_id, find_run
 from beam_pipelines.sinks.run import RunInfo, new_run_id
 from beam_pipelines.sinks.speed import write_no_doors
 from beam_pipelines.sources.lookups import FileLookup, lookups_of, versions_of
@@ -124,6 +124,7 @@ def _submit_batch(loaded: LoadedSpec, call: Call) -> Submitted:
     job = Job(spec, run, temp_location, call.apply_lateness, _args(loaded, call), lookups=lookups)
     if dry:
         return _handed_in(job, call, options)
+    expect_id(run.state, call.run_id, mode="batch")
     outputs = outputs_of(spec, run)
     for dead in service.release_dead(outputs, run, options):
         call.say(f"run {dead} has ended without a commit; its claims are given back")
@@ -194,6 +195,7 @@ def _begun(loaded: LoadedSpec, call: Call, lookups: Mapping[str, FileLookup], *,
     versions = versions_of(spec, lookups)
     if _updates(call):
         return of_running(spec, loaded.state, versions, say=call.say)
+    expect_id(loaded.state, call.run_id, mode="stream")
     for job, found in _at_work(loaded, call):
         raise SpecError(
             f"run --mode stream: {loaded.state}: this stream runs as job {job.name} ({found.id}, {found.state}); expected none.",

@@ -39,8 +39,6 @@ _BATCH_FAILURES = 3
 """A batch whose tasks have failed so often is ended: its input and its code do not change."""
 
 _UNKNOWN = "Could not find Flink job"
-_RECOVERY_S = 60.0
-"""So long a job manager that came back may look for its jobs."""
 _SOURCE, _WEIGH_EVERY_S = "Read-", 30.0
 MOST_SOURCE_BYTES = 64 << 20
 """Of a stream's source in a checkpoint; what it needs is less than 100 kB."""
@@ -159,7 +157,8 @@ def _released(version: str, say: Say) -> Path:
 class FlinkJob:
     """A running job; to be waited for as a `PortableJob` is. `name` is what the cluster calls it.
 
-    The cluster is asked what becomes of it, every `look_every_s`, not the job server: that one may die, and the job goes on.
+    The cluster is asked what becomes of it, every `look_every_s`, not the job server: that one may die, and the job goes on. A job manager that has come back
+    may look for its jobs for `recovery_s`.
     """
 
     job: PortableJob
@@ -168,6 +167,7 @@ class FlinkJob:
     streaming: bool
     say: Say
     look_every_s: float = 1.0
+    recovery_s: float = 60.0
     _id: str | None = None
     _seen: set[tuple[int, str]] = field(default_factory=set)
     _look_at: float = 0.0
@@ -268,13 +268,14 @@ class FlinkJob:
         except TransientError as error:
             if not self._silent:
                 self.say(f"{error.message} The job may go on; waiting.")
-            self._silent = True
+            self._silent, self._unknown_since = True, None
             return False
         except RunError as error:  # a job manager that has come back and has not found the job, or not yet
-            self._unknown_since = now if self._unknown_since is None else self._unknown_since
-            if now - self._unknown_since > _RECOVERY_S and _UNKNOWN in error.message:
-                self.cancel()
-                raise self._gone() from None
+            if _UNKNOWN in error.message:
+                self._unknown_since = now if self._unknown_since is None else self._unknown_since
+                if now - self._unknown_since > self.recovery_s:
+                    self.cancel()
+                    raise self._gone() from None
             return False
         self._silent, self._unknown_since = False, None
         for failure in reversed(failures):

@@ -48,9 +48,9 @@ def _process(worker: Any, request: Any, instruction_id: str) -> Any:
     finally:
         _of_this_bundle.callbacks = None
     if response.process_bundle.requires_finalization:
+        worker.bundle_processor_cache.release(instruction_id)  # where that fails the bundle does, and is finalized by nobody
         with _lock:
             _parked[instruction_id] = callbacks
-        worker.bundle_processor_cache.release(instruction_id)
     return response
 
 
