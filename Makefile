@@ -68,7 +68,7 @@ flink: env ## Beam's job server for Flink and Flink itself, built once into the 
 .PHONY: test-flink
 test-flink: env ## jobs on a real Flink cluster, which the tests start and end; parts of it are killed
 	bash tests/cloud/install_gcs.sh
-	$(BIN)/pytest -q -m flink
+	$(BIN)/pytest -q -n 2 --dist loadfile -m flink
 
 .PHONY: cloud-servers
 cloud-servers: env ## local servers that speak as BigQuery and Cloud Storage do, and Terraform's providers, once into the cache
