@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +74,6 @@ def test_kill_minus_9_and_messages_come_back_when_their_leases_end(
 
 
 def say(capsys: pytest.CaptureFixture[str], line: str) -> None:
-    """Prints the seed and the counts also where tests pass."""
+    """Prints the seed and the counts also where tests pass; to stderr, which processes of xdist share with pytest."""
     with capsys.disabled():
-        print(f"\n{line}")
+        print(f"\n{line}", file=sys.stderr, flush=True)
