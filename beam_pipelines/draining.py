@@ -9,20 +9,22 @@ Process-wide: it is for runners that run the source and all stages in this proce
 from __future__ import annotations
 
 import threading
+import time
 
-_requested = threading.Event()
+_SLICE_S = 0.1  # of a wait
+_requests: list[bool] = []  # no Event: its lock may be held by the very thread that a signal interrupts
 _lock = threading.Lock()
 _ends: list[int] = []
 
 
 def request() -> None:
     """Asks all sources to end. Safe in a signal handler."""
-    _requested.set()
+    _requests.append(True)
 
 
 def requested() -> bool:
     """Whether the sources should end."""
-    return _requested.is_set()
+    return bool(_requests)
 
 
 def end(watermark_micros: int) -> None:
@@ -45,7 +47,10 @@ def cut_short(timer_micros: int) -> bool:
 
 def wait(timeout_s: float) -> bool:
     """Whether the sources should end, within `timeout_s`."""
-    return _requested.wait(timeout_s)
+    until = time.monotonic() + timeout_s
+    while not requested() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, _SLICE_S))
+    return requested()
 
 
 def forget_ends() -> None:
@@ -56,5 +61,5 @@ def forget_ends() -> None:
 
 def reset() -> None:
     """Forgets requests and ends; a job begins with this."""
-    _requested.clear()
+    _requests.clear()
     forget_ends()

@@ -56,7 +56,7 @@ from beam_pipelines.spec.sources import ArchiveSource, BatchSource, PubsubSource
 from beam_pipelines.transforms import Aggregate, Deduplicate
 from beam_pipelines.transforms.guard import Guard
 from beam_pipelines.transforms.observe import Observe
-from beam_pipelines.transforms.redelivered import DropRedelivered
+from beam_pipelines.transforms.redelivered import HOUR, DropRedelivered
 from beam_pipelines.transforms.spans import Spans
 from beam_pipelines.transforms.within import BESIDE, OUTSIDE, Inside, LettersWithin, Within
 
@@ -288,7 +288,7 @@ class Stream:
     def deduplicate(self) -> beam.PTransform:
         spec = self.job.spec
         if spec.deduplicate is None:  # a message that is delivered twice must count once all the same
-            return DropRedelivered(horizon=horizon(spec))
+            return DropRedelivered(horizon=max(horizon(spec), HOUR))  # so long messages may be leased
         return Deduplicate(spec.deduplicate, contract=spec.contract, lateness=compared_late(spec))
 
     def left(self, stage: Any) -> None:

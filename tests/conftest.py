@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -26,6 +27,12 @@ settings.register_profile("deep", parent=settings.get_profile("everyday"), max_e
 settings.load_profile(os.environ.get("LAWS") or ("ci" if os.environ.get("CI") == "true" else "everyday"))
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_heard() -> None:
+    """Whatever level a command that ran in this process has set."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture

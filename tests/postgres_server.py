@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -71,6 +72,18 @@ class PostgresServer:
             (data / "pg_hba.conf").write_text(_RIGHTS)
         flags = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
         self.process.start([*_another_user(), str(self.programs / "postgres"), "-D", str(data), f"-p{self.port}", *flags])
+        while self._lets_nobody_in():
+            time.sleep(0.01)
+
+    def _lets_nobody_in(self) -> bool:
+        """It listens a moment before."""
+        try:
+            Database(self, "postgres").run("SELECT 1 AS one")
+        except Exception as error:  # the driver's own family
+            if "the database system is" not in str(error):  # starting up, or not yet accepting connections
+                raise
+            return True
+        return False
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):

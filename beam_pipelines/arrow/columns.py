@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.engine import literal, local_engine, naive_utc, quote
 from beam_pipelines.arrow.layers import KernelResult
-from beam_pipelines.arrow.layouts import plain
+from beam_pipelines.arrow.layouts import by_halves, plain, texts_of
 from beam_pipelines.arrow.schema import RESERVED_PREFIX, UNKNOWN, Failure, Rejected
 from beam_pipelines.arrow.text_casts import FIRST_MICROS, LAST_MICROS
 from beam_pipelines.errors import RunError, nearest
@@ -43,9 +43,16 @@ def align(batch: pa.RecordBatch, contract: Contract) -> KernelResult:
 
 def _sound(name: str, column: pa.Array, verdicts: _Verdicts) -> pa.Array:
     """`column` without values that the later stages cannot hold: NULL in their place, and a verdict."""
-    if pa.types.is_string(column.type):
-        return _readable(name, column, verdicts)
-    return _in_range(name, column, verdicts) if pa.types.is_timestamp(column.type) else column
+    if pa.types.is_timestamp(column.type):
+        return _in_range(name, column, verdicts)
+    return _readable(name, column, verdicts)
+
+
+def _readable(name: str, column: pa.Array, verdicts: _Verdicts) -> pa.Array:
+    column, wrong = readable(name, column)
+    for row, message in wrong.items():
+        _reject(verdicts, row, "DECODE", name, message)
+    return column
 
 
 def _in_range(name: str, column: pa.Array, verdicts: _Verdicts) -> pa.Array:
@@ -59,23 +66,37 @@ def _in_range(name: str, column: pa.Array, verdicts: _Verdicts) -> pa.Array:
     return pc.if_else(fits, column, pa.scalar(None, column.type))
 
 
-def _readable(name: str, column: pa.Array, verdicts: _Verdicts) -> pa.Array:
-    """`column` without texts that are not UTF-8: Parquet does not check, and DuckDB stops at one."""
-    if not pa.types.is_string(column.type):
-        return column
+def readable(name: str, column: pa.Array) -> tuple[pa.Array, dict[int, str]]:
+    """`column` with NULL in place of values with a text that is not UTF-8, at any depth, and what to say of their rows: Arrow and Parquet do not check, and DuckDB stops at one."""
+    if _not_utf8(column) is None:
+        return column, {}
+    if pa.types.is_nested(column.type):
+        column = column.take(pa.array(range(len(column)), pa.int64()))  # without what else a slice holds
+        rows = by_halves(pa.RecordBatch.from_arrays([column], names=[name]), lambda batch: _not_utf8(batch.column(0)))
+        wrong = {row: f"in a {column.type}" for row, _ in rows}
+    else:
+        found = enumerate(map(_wrong_byte, column.cast(pa.binary()).to_pylist()))
+        wrong = {row: f"(byte {at})" for row, at in found if at is not None}
+        column = column.cast(pa.string())  # views cannot be taken from
+    left = pa.array((None if row in wrong else row for row in range(len(column))), pa.int64())
+    return column.take(left), {row: f"{name}: got a text that is not UTF-8 {where}; expected UTF-8" for row, where in wrong.items()}
+
+
+def _not_utf8(column: pa.Array) -> str | None:
     try:
-        column.validate(full=True)
-        return column
-    except pa.ArrowInvalid:
-        pass
-    texts: list[str | None] = []
-    for row, value in enumerate(column.cast(pa.binary()).to_pylist()):  # a batch with a broken text only
-        try:
-            texts.append(None if value is None else value.decode())
-        except UnicodeDecodeError as error:
-            texts.append(None)
-            _reject(verdicts, row, "DECODE", name, f"{name}: got a text that is not UTF-8 (byte {error.start}); expected UTF-8")
-    return pa.array(texts, pa.string())
+        for texts in texts_of(column):
+            texts.validate(full=True)
+        return None
+    except pa.ArrowInvalid as error:
+        return str(error)
+
+
+def _wrong_byte(text: bytes | None) -> int | None:
+    try:
+        str(text or b"", "utf-8")
+        return None
+    except UnicodeDecodeError as error:
+        return error.start
 
 
 def _reject(verdicts: _Verdicts, row: int, reason: str, name: str, message: str) -> None:
@@ -89,7 +110,7 @@ def _surprises(
     """Columns that the contract does not name."""
     policy = contract.unknown_columns
     if policy == "keep" and UNKNOWN not in reserved:
-        reserved[UNKNOWN] = _as_json(extras)
+        reserved[UNKNOWN] = _as_json({name: _readable(name, column, verdicts) for name, column in extras.items()})
     if policy not in ("fail", "dead_letter"):
         return
     for name, column in extras.items():

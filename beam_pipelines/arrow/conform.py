@@ -3,7 +3,7 @@
     decoded batch ─▶ trim, null texts, casts, defaults ─▶ local times to UTC ─▶ computed columns ─▶ row batch
 
 Reason codes: CAST (a value does not convert), TIME (a local time that the clock skips or shows twice), EXPRESSION (a computed column
-fails on the row), UNKNOWN_COLUMN. Whether a column may be NULL is a check (checks.py), not a cast.
+fails on the row), DECODE (a text that is not UTF-8), UNKNOWN_COLUMN. Whether a column may be NULL is a check (checks.py), not a cast.
 """
 
 from __future__ import annotations

@@ -60,7 +60,11 @@ class Column(Model):
     regex: str | None = Field(None, description="RE2 pattern the whole text must match.")
     min_length: int | None = Field(None, ge=0, description="Fewest characters allowed.")
     max_length: int | None = Field(None, ge=0, description="Most characters allowed.")
-    sensitive: Literal["hmac", "redact", "drop"] | None = Field(None, description="How the column is masked at every exit.")
+    sensitive: Literal["hmac", "redact", "drop"] | None = Field(
+        None,
+        description="How the column is masked in every output: hmac (HMAC-SHA256 as 64 hex digits; equal values stay equal), redact (`***` for text, "
+        "NULL otherwise), drop (left out).",
+    )
     description: str = Field("", description="For people; becomes the column's description where a sink has one.")
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@ nothing about a value."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -45,6 +47,40 @@ def _views_of(column: pa.Array, rows: npt.NDArray[np.integer]) -> pa.Array:
     taken = np.frombuffer(views, "V16")[column.offset : column.offset + len(column)][rows]
     valid = np.packbits(column.is_valid().to_numpy(zero_copy_only=False)[rows], bitorder="little")
     return pa.Array.from_buffers(column.type, len(rows), [pa.py_buffer(valid), pa.py_buffer(taken), *data])
+
+
+def by_halves(batch: pa.RecordBatch, fault: Callable[[pa.RecordBatch], str | None], first: int = 0) -> Iterator[tuple[int, str]]:
+    """The rows of which `fault` says something, and what, for a fault that one row gives to the whole; `first` is the number of the first."""
+    said = fault(batch)
+    if said is None or not batch.num_rows:
+        return
+    if batch.num_rows == 1:
+        yield first, said
+        return
+    half = batch.num_rows // 2
+    for rows in (range(half), range(half, batch.num_rows)):
+        taken = rows_of(batch, np.array(rows))  # a slice would be judged with all its nested values
+        yield from by_halves(taken, fault, first + rows.start)
+
+
+def texts_of(column: pa.Array) -> Iterator[pa.Array]:
+    """The texts in `column` at any depth, as arrays; those in rare layouts as they lie. Lists are not copied, so what NULL hides may be among them."""
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_map(kind):
+        offsets = column.offsets
+        within = (column.keys, column.items) if pa.types.is_map(kind) else (column.values,)
+        for array in within if len(column) else ():
+            yield from texts_of(array[offsets[0].as_py() : offsets[-1].as_py()])
+    elif pa.types.is_struct(kind):
+        for array in column.flatten():
+            yield from texts_of(array)
+    elif pa.types.is_dictionary(kind):
+        yield from texts_of(column.dictionary_decode())
+    elif isinstance(column, pa.ExtensionArray) or any(is_kind(kind) for is_kind in _TEXTS):
+        yield column
+
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_nested)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

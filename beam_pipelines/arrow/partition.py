@@ -13,6 +13,8 @@ from beam_pipelines.errors import SpecError, nearest
 
 _UNSAFE_IN_NAMES = frozenset('/=%\\:*?"<>|[]{}')
 TRANSFORMS = ("day", "hour", "month", "year", "range")
+FINEST_FIRST = ("hour", "day", "month", "year")
+"""Those of time."""
 _LIMIT = 2**63
 NULL_DIRECTORY = "__HIVE_DEFAULT_PARTITION__"
 """The directory of rows without a value to partition by; the word is Hive's."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _CODE = {"year": "Y", "month": "M", "day": "D", "hour": "h"}
-FINEST_FIRST = ("hour", "day", "month", "year")
 
 
 class Range(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which of the files that a path, a glob or a directory names `init` looks at, and which of them its spec will read."""
+"""Whether `--from` names a database; and which of the files that a path, a glob or a directory names `init` looks at, and which of them its spec will read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ ENDINGS = {"csv": "csv", "tsv": "csv", "psv": "csv", "json": "json", "jsonl": "j
            "avro": "avro", "orc": "orc"}  # fmt: skip
 """Endings of files of data, and their formats."""
 _MOST = 10_000
+_SQLITE_FILE = b"SQLite format 3\0"
 _ALIKE = {"ndjson": "jsonl", "pq": "parquet"}
 _OUR_NAME = re.compile(
     r"part-[0-9a-f]{32}\.(parquet|csv|jsonl)(\.gz)?|\d{6,}-[0-9a-f]{32}(\.\d+)?\.parquet"
@@ -49,6 +50,22 @@ class Choice:
                 f"Left out: {self.ours:,} files that pipelines wrote (outputs, state, archive). The proposal reads {', '.join(self.patterns)}."
             )
         return found
+
+
+def is_database(source: str) -> bool:
+    """Whether `--from` names a database: a URL of one, or a file of SQLite."""
+    if source.startswith(("postgresql:", "postgres:", "sqlite:")):
+        return True
+    if not os.path.isfile(source):
+        return False
+    with open(source, "rb") as stream:
+        return stream.read(len(_SQLITE_FILE)) == _SQLITE_FILE
+
+
+def seen_from(path: str, folder: str) -> str:
+    """The path relative to the folder of a spec; a directory keeps its slash."""
+    found = path if os.path.isabs(path) else os.path.relpath(path, folder)
+    return found + ("/" if path.endswith("/") and not found.endswith("/") else "")
 
 
 def choose(pattern: str, *, spec_folder: str = ".") -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -12,6 +12,8 @@ from beam_pipelines.runners.dataflow.settings import Dataflow, refuse_ours, runs
 
 if TYPE_CHECKING:
     from beam_pipelines.cli.run import Asked
+    from beam_pipelines.runners.dataflow.upgrade import TakeOver
+    from beam_pipelines.runners.upgrade import Upgrade
     from beam_pipelines.sinks.results import RunResults
     from beam_pipelines.spec.load import LoadedSpec
 
@@ -40,11 +42,16 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 )  # fmt: skip
 
 
-def dataflow_options(function: F) -> F:
+def dataflow_options(*, without: Sequence[str] = ()) -> Callable[[F], F]:
     """The options of a job on Dataflow, which come as `dataflow_…`."""
-    for flag, settings in reversed(_OPTIONS):
-        function = click.option(flag, f"dataflow_{flag[2:].replace('-', '_')}", **settings)(function)
-    return function
+
+    def given(function: F) -> F:
+        for flag, settings in reversed(_OPTIONS):
+            if flag not in without:
+                function = click.option(flag, f"dataflow_{flag[2:].replace('-', '_')}", **settings)(function)
+        return function
+
+    return given
 
 
 def dataflow_of(runner: str, given: Mapping[str, Any]) -> Dataflow:
@@ -87,6 +94,18 @@ def run_on_dataflow(found: LoadedSpec, asked: Asked, args: Mapping[str, Any]) ->
         return job.wait()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the job goes on without this command: {job.url}") from None
+
+
+def judge_on_dataflow(found: LoadedSpec, asked: Asked) -> tuple[Upgrade, TakeOver]:
+    """What the spec would do to its stream, and how it would take over. Raises SpecError where `run_on_dataflow` would refuse the call, and what `upgrade_on_dataflow` does."""
+    _refuse(asked)
+    refuse_ours(asked.flags)
+    from beam_pipelines.runners.dataflow.job import Call
+    from beam_pipelines.runners.dataflow.upgrade import upgrade_on_dataflow
+    from beam_pipelines.runners.options import check_flags
+
+    check_flags(asked.flags)
+    return upgrade_on_dataflow(found, Call(asked.dataflow, "stream", asked.run_id, asked.flags))
 
 
 def _refuse(asked: Asked) -> None:

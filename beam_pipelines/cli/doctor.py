@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from beam_pipelines.cli.dataflow import dataflow_of, dataflow_options
 from beam_pipelines.cli.options import flink_of, flink_options, loaded, log_options
 from beam_pipelines.cli.run import check_mode
 from beam_pipelines.errors import SpecError
+from beam_pipelines.runners.dataflow.settings import runs_on_dataflow
 
 if TYPE_CHECKING:
     from beam_pipelines.runners.findings import Finding, State
@@ -26,23 +28,24 @@ _COLORS: dict[State, str] = {"good": "green", "warning": "yellow", "bad": "red",
 @click.option("--set", "set_", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the spec; may be repeated.")
 @click.option("--parameters", "parameters_file", type=click.Path(), help="YAML or JSON file with parameter values.")
 @click.option("--mode", type=click.Choice(["batch", "stream"]), help="Which sources and outputs to look at; default: all of the spec.")
-@click.option("--runner", default="direct", show_default=True, help="direct: this machine. flink: a cluster. Dataflow is not covered.")
+@click.option("--runner", default="direct", show_default=True, help="direct: this machine. flink: a cluster. dataflow: Google's service.")
 @flink_options
+@dataflow_options(without=("--no-wait", "--graph"))
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @log_options
 @click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS...]")
 def doctor(
     spec: str | None, set_: tuple[str, ...], parameters_file: str | None, mode: str | None, runner: str, as_json: bool,
-    beam_options: tuple[str, ...], **flink: Any,
+    beam_options: tuple[str, ...], **elsewhere: Any,
 ) -> int:  # fmt: skip
-    """Look at this machine, at SPEC with its sources, outputs and state, and at the cluster; say of each how it is, and what to do.
+    """Look at this machine, at SPEC with its sources, outputs and state, and at the cluster or the service; say of each how it is, and what to do.
 
-    Nothing is changed and nothing is run. With the options that `run` gets, it looks at what that run would need; what Dataflow would need, `run --runner dataflow`
-    says before it hands the job in. Exit code 1: something is bad.
+    Nothing is changed and nothing is run. With the options that `run` gets, it looks at what that run would need. Exit code 1: something is bad.
     """
     if spec is not None and spec.startswith("--"):  # no spec: the first word after -- is an option of Beam
         beam_options, spec = (spec, *beam_options), None
-    cluster = _checked(runner, beam_options, flink)
+    cluster = _checked(runner, beam_options, {name: value for name, value in elsewhere.items() if name.startswith("flink_")})
+    job = dataflow_of(runner, {name: value for name, value in elsewhere.items() if name.startswith("dataflow_")})
     found_spec = _loaded(spec, set_, parameters_file, mode)
     from beam_pipelines.runners.beam_options import unknown_flags
     from beam_pipelines.runners.doctor import Examination, examine, modes_of
@@ -52,7 +55,8 @@ def doctor(
     known = modes_of(found_spec.spec, mode) if isinstance(found_spec, LoadedSpec) else (mode,) if mode is not None else ()
     _check_runner(runner, known)
     unknown = [Finding("Beam options", "warning", sentence, "Leave it out.") for sentence in unknown_flags(beam_options)]
-    found = [*unknown, *examine(Examination(found_spec, mode, cluster, beam_options))]
+    on_dataflow = job if runs_on_dataflow(runner) else None
+    found = [*unknown, *examine(Examination(found_spec, mode, cluster, beam_options, on_dataflow))]
     counts = Counter(finding.state for finding in found)
     if as_json:
         checks = [{"check": f.check, "state": f.state, "found": f.found, "do": f.do} for f in found]
@@ -78,13 +82,10 @@ def _checked(runner: str, beam_options: tuple[str, ...], flink: dict[str, Any]) 
 def _check_runner(runner: str, modes: Sequence[str]) -> None:
     """Raises SpecError where the runner cannot run one of the modes; where none is known, either."""
     from beam_pipelines.cli.stream import check_stream_runner
-    from beam_pipelines.runners.dataflow.settings import runs_on_dataflow
     from beam_pipelines.runners.options import engine_for
 
     if runs_on_dataflow(runner):
-        raise SpecError(
-            f"doctor --runner {runner}: Dataflow is not looked at.", hint="`run` says what is wrong before it hands the job in."
-        )
+        return
     if not modes:
         try:
             check_stream_runner(runner)

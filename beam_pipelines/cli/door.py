@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +28,9 @@ OURS = (
     "flink_job_server_jar",
 )
 SWITCHES = ("json", "apply_lateness", "keep_logs")
+YIELDING = ("from", "to", "input")
+YIELDING_SWITCHES = ("new_files", "ignore_stream")
+"""Words that specs may have as names of their parameters; there the parameter is meant."""
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -63,15 +66,18 @@ def translate(given: list[str]) -> list[str]:
     """
     parser = _Parser(allow_abbrev=False, add_help=False)
     parser.add_argument("--spec", required=True)
-    for name in OURS:
+    declared = declared_names(parser.parse_known_args(given)[0].spec)
+    options = [*OURS, *(name for name in YIELDING if name not in declared)]
+    switches = [*SWITCHES, *(name for name in YIELDING_SWITCHES if name not in declared)]
+    for name in options:
         parser.add_argument(*_spellings(name), dest=name)
-    for name in SWITCHES:
+    for name in switches:
         parser.add_argument(*_spellings(name), dest=name, nargs="?", const="true", default="false")
     parser.add_argument("--set", action="append", default=[])
     ours, rest = parser.parse_known_args(given)
-    words = [f"--{n.replace('_', '-')}={value}" for n in OURS if (value := getattr(ours, n)) is not None]
-    words += [f"--{n.replace('_', '-')}" for n in SWITCHES if _true(n, getattr(ours, n))]
-    parameters, beam = _parameters(ours.spec, [word for word in rest if word != "--"])
+    words = [f"--{n.replace('_', '-')}={value}" for n in options if (value := getattr(ours, n)) is not None]
+    words += [f"--{n.replace('_', '-')}" for n in switches if _true(n, getattr(ours, n))]
+    parameters, beam = _parameters(declared, [word for word in rest if word != "--"])
     words += [f"--set={text}" for text in [*ours.set, *parameters]]
     return [*words, ours.spec, "--", *beam]
 
@@ -98,9 +104,9 @@ def declared_names(spec: str) -> frozenset[str]:
     return frozenset(declared) if isinstance(declared, dict) else frozenset()
 
 
-def _parameters(spec: str, rest: list[str]) -> tuple[list[str], list[str]]:
+def _parameters(declared: Collection[str], rest: list[str]) -> tuple[list[str], list[str]]:
     """`name=value` for flags that are parameters of the spec, and the other flags."""
-    names = {spelling: name for name in declared_names(spec) for spelling in (*_spellings(name), f"--{name.replace('-', '_')}")}
+    names = {spelling: name for name in declared for spelling in (*_spellings(name), f"--{name.replace('-', '_')}")}
     mine: list[str] = []
     beam: list[str] = []
     for word, value in _flags(rest):

@@ -34,13 +34,17 @@ class Seen:
 
     keys: tuple[str, ...]
     values: list[Any] = field(default_factory=list)
-    kind: str | None = None  # the contract type where the file says it
+    kind: str | None = None  # the contract type where the file says it; "" where there is none
     note: str = ""
+    required: bool | None = None  # whether it is never NULL, where a catalog says it
 
 
 @dataclass(frozen=True)
 class Look:
-    """A file's format (as the spec says it) and the sample: `rows` records good, `broken` not. `whole`: the sample is the whole file."""
+    """A file's format (as the spec says it) and the sample: `rows` records good, `broken` not. `whole`: the sample is the whole file.
+
+    Of a table in a database `path` is its name, and `key` its primary key.
+    """
 
     path: str
     format: dict[str, Any]
@@ -50,6 +54,7 @@ class Look:
     broken: int
     whole: bool
     first: tuple[Any, ...] = ()
+    key: tuple[str, ...] = ()
 
 
 def look_at(path: str, *, rows: int = 20_000) -> Look:
@@ -286,11 +291,12 @@ def _columnar(path: str, kind: str, codec: str | None, most: int) -> Look:
         raise SourceError(f"{path}: is no {kind} file that can be read: {str(error).splitlines()[0]}") from None
     from beam_pipelines.cli.types_of import type_of
 
-    columns = [_typed(field.name, *type_of(field.type), table.column(i)) for i, field in enumerate(table.schema)]
+    columns = [typed(field.name, *type_of(field.type), table.column(i)) for i, field in enumerate(table.schema)]
     return Look(path, {"type": kind}, None, tuple(columns), table.num_rows, 0, table.num_rows == total)
 
 
-def _typed(name: str, kind: str | None, note: str, column: Any) -> Seen:
+def typed(name: str, kind: str | None, note: str, column: Any) -> Seen:
+    """A column whose type is known; None: no type of a contract holds it."""
     from beam_pipelines.cli.tables import values
 
     return Seen((name,), values(column) if kind is not None else [None] * len(column), kind or "", note)
@@ -311,5 +317,5 @@ def _avro(path: str, most: int) -> Look:
         raise SourceError(f"{path}: {why}.", hint="Give init a file with at least one record.")
     table = pa.Table.from_batches([b for b in batches if b.schema == batches[0].schema]).slice(0, most)
     names = [n for n in table.column_names if not n.startswith("_")]
-    columns = [_typed(n, *type_of(table.schema.field(n).type), table.column(n)) for n in names]
+    columns = [typed(n, *type_of(table.schema.field(n).type), table.column(n)) for n in names]
     return Look(path, {"type": "avro"}, None, tuple(columns), table.num_rows, len(pieces) - len(batches), table.num_rows < most)

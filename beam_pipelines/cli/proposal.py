@@ -23,13 +23,13 @@ def pipeline_name(path: str) -> str:
     return (name if name[:1].isalpha() and name[:1].isascii() else f"p_{name}" if name else "pipeline")[:63]
 
 
-def spec_yaml(proposal: Proposal, *, name: str, files: Sequence[str]) -> str:
-    """The spec; `files` are the patterns as they stand in it."""
+def spec_yaml(proposal: Proposal, *, name: str, source: str) -> str:
+    """The spec; `source` is the one it reads, as YAML."""
     look = proposal.look
     partition = f", partition_by: [{_day(proposal.event_time)}]" if proposal.event_time else ""
     lines = [
         f"# Proposed by `beam-pipelines init` from {_sample(look)}.",
-        "# It knows what the file shows, not what it means: look at key, event_time and required before anything else.",
+        f"# It knows what the {'table' if look.format['type'] == 'database' else 'file'} shows, not what it means: look at key, event_time and required before anything else.",
         "spec: 1",
         f"pipeline: {name}",
         "# time_zone: Europe/Berlin              # zone of times without an offset; default UTC",
@@ -41,7 +41,7 @@ def spec_yaml(proposal: Proposal, *, name: str, files: Sequence[str]) -> str:
         "  columns:",
         *_columns(proposal.columns),
         "sources:",
-        f"  batch: [{{files: {_patterns(files)}, format: {_format(look.format)}{_compression(look)}}}]",
+        f"  batch: [{source}]",
         *_checks(proposal),
         *_deduplicate(proposal),
         "sinks:",
@@ -49,6 +49,11 @@ def spec_yaml(proposal: Proposal, *, name: str, files: Sequence[str]) -> str:
         '  - {from: dead_letters, parquet: {path: "${lake}/dead_letters"}}',
     ]
     return "\n".join(lines) + "\n"
+
+
+def files_source(look: Look, files: Sequence[str]) -> str:
+    """The source of files like the one looked at; `files` are the patterns as they stand in the spec."""
+    return f"{{files: {_patterns(files)}, format: {_format(look.format)}{_compression(look)}}}"
 
 
 def _day(column: str) -> str:
@@ -67,7 +72,8 @@ def _identity(proposal: Proposal) -> list[str]:
     lines = []
     if proposal.key:
         several = "these columns tell" if len(proposal.key) > 1 else "it tells"
-        lines.append(_commented(f"  key: [{', '.join(map(quoted, proposal.key))}]", f"in the sample {several} all records apart"))
+        why = "the primary key" if proposal.primary else f"in the sample {several} all records apart"
+        lines.append(_commented(f"  key: [{', '.join(map(quoted, proposal.key))}]", why))
     else:
         lines.append("  # key: [...]                          # what identifies a thing; `deduplicate` needs it")
     if proposal.event_time:

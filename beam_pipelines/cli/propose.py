@@ -20,7 +20,7 @@ NULL_TEXTS = ("NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "none", "NaN",
 _MOST_MISFITS = 0.05
 _FEW = 12  # distinct values that an `in` may list
 _WIDE_OBJECT = 40  # keys; an object with more is rather a map
-_TIME_NAMES = re.compile(
+TIME_NAMES = re.compile(
     r"(^|_)(event_?time|timestamp|time|ts|at|date|datetime|created|updated|occurred|ordered)($|_)|(_at|time|date)$", re.IGNORECASE
 )
 _KEY_NAMES = re.compile(r"(^|_)(id|key|uuid|guid|no|number|code)$|Id$|ID$", re.IGNORECASE)
@@ -67,6 +67,8 @@ class Proposal:
     key: tuple[str, ...]
     event_time: str | None
     repeated_rows: int
+    primary: bool = False
+    """Whether the key is the primary key of a table."""
 
     @property
     def good(self) -> list[Proposed]:
@@ -77,15 +79,20 @@ def propose(look: Look) -> Proposal:
     """What the sample suggests. It knows what the file shows, not what it means."""
     names = _names(look.columns)
     text = look.format["type"] == "csv"
-    columns = [
-        _column(name, seen, text=text, columnar=look.format["type"] in ("parquet", "orc", "avro"))
-        for name, seen in zip(names, look.columns, strict=True)
-    ]
+    columns = [_column(name, seen, text=text) for name, seen in zip(names, look.columns, strict=True)]
     if not any(c.rules for c in columns):
         raise SpecError(f"{look.path}: none of its columns has a type that a contract can name.")
     good = [c for c in columns if c.rules is not None]
     distinct = _distinct([c.values for c in good])
-    return Proposal(look, tuple(columns), _key(good, distinct, look.rows), _event_time(good), look.rows - distinct)
+    primary = _primary(look, good)
+    key = primary or _key(good, distinct, look.rows)
+    return Proposal(look, tuple(columns), key, _event_time(good), look.rows - distinct, bool(primary))
+
+
+def _primary(look: Look, columns: Sequence[Proposed]) -> tuple[str, ...]:
+    """The primary key by the names of the contract; () where there is none, or none that a contract can have."""
+    names = {c.seen.keys[-1]: c.name for c in columns if _may_identify(c)}
+    return tuple(names[name] for name in look.key) if names.keys() >= set(look.key) else ()
 
 
 def _names(columns: Sequence[Seen]) -> list[str]:
@@ -102,13 +109,13 @@ def _names(columns: Sequence[Seen]) -> list[str]:
     return found
 
 
-def _column(name: str, seen: Seen, *, text: bool, columnar: bool) -> Proposed:
+def _column(name: str, seen: Seen, *, text: bool) -> Proposed:
     rules: dict[str, Any] = {}
     notes: list[str] = [seen.note] if seen.note else []
     if not seen.keys[-1]:
         return Proposed(name, None, seen, ["has no name in the file"])
     values = list(seen.values)
-    if columnar:
+    if seen.kind is not None:
         if not seen.kind:
             return Proposed(name, None, seen, notes or ["no contract type holds it"])
         rules["type"] = seen.kind
@@ -123,7 +130,7 @@ def _column(name: str, seen: Seen, *, text: bool, columnar: bool) -> Proposed:
             rules |= kind | ({"null_values": nulls} if nulls else {})
         else:
             rules["type"] = kind
-    if values and all(v is not None for v in values):
+    if seen.required or (seen.required is None and values and all(v is not None for v in values)):
         rules["required"] = True
     if name != seen.keys[-1] or (not text and "." in name):
         rules["path"] = list(seen.keys)
@@ -300,7 +307,7 @@ def _of_integers(name: str, values: Sequence[Number], whole: Sequence[Number], n
     unfit = [v for v in values if not re.fullmatch(r"-?\d+", v) and not (kind.startswith("decimal") and _is_whole(v))]
     if unfit:
         notes.append(f"{len(unfit)} of {len(values):,} are no integers, such as {unfit[0]}: dead letters")
-    if _TIME_NAMES.search(name) and low >= 10**9 and high < 10**19:
+    if TIME_NAMES.search(name) and low >= 10**9 and high < 10**19:
         unit = next(u for u, limit in (("s", 10**11), ("ms", 10**14), ("us", 10**17), ("ns", 10**20)) if high < limit)
         notes.append(f"a count of time? then {{type: timestamp, unit: {unit}}}")
     return kind
@@ -343,9 +350,13 @@ def _hashable(value: Any) -> Any:
     return repr(value) if isinstance(value, list | dict) else value
 
 
+def _may_identify(column: Proposed) -> bool:
+    return re.match(r"float|boolean|list|struct|json|binary", column.kind) is None
+
+
 def _key(columns: Sequence[Proposed], distinct: int, rows: int) -> tuple[str, ...]:
     """The fewest columns that tell all different rows of the sample apart; () where more than four would be needed."""
-    usable = [c for c in columns if c.required and not re.match(r"float|boolean|list|struct|json|binary", c.kind)]
+    usable = [c for c in columns if c.required and _may_identify(c)]
     if rows < 2 or not usable:
         return ()
     alone = [c for c in usable if _distinct([c.values]) == distinct]
@@ -369,5 +380,5 @@ def _key(columns: Sequence[Proposed], distinct: int, rows: int) -> tuple[str, ..
 
 def _event_time(columns: Sequence[Proposed]) -> str | None:
     times = [c for c in columns if c.kind == "timestamp"] or [c for c in columns if c.kind == "date"]
-    ranked = sorted(times, key=lambda c: (not c.required, not _TIME_NAMES.search(c.name)))
+    ranked = sorted(times, key=lambda c: (not c.required, not TIME_NAMES.search(c.name)))
     return ranked[0].name if ranked else None

@@ -57,7 +57,7 @@ class Asked:
     help="direct: this machine; a batch in this process, a stream on Prism. flink: a cluster. dataflow: Google's service.",
 )
 @flink_options
-@dataflow_options
+@dataflow_options()
 @click.option(
     "--from", "from_", metavar="TIME", help="A batch computes anew what lies at or after this event time, and replaces exactly that."
 )

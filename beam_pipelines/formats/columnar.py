@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipelines.arrow.columns import readable
 from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.layouts import by_halves
 from beam_pipelines.arrow.program import KernelResult, Step
 from beam_pipelines.arrow.schema import POSITION, PROVENANCE_NAMES, RAW, UNKNOWN
 from beam_pipelines.formats.options import AvroFormat, OrcFormat, ParquetFormat
@@ -64,7 +66,15 @@ class PickColumns:
         placed = {n: self._pick(batch, n, c.keys(n), failures) for n, c in self.contract.read.items()}
         others = {n.removeprefix(_ESCAPE): n for n in batch.schema.names if n not in _OURS and n.removeprefix(_ESCAPE) not in self.roots}
         unknown = {name: plain(batch.column(n)) for name, n in others.items()}
+        if self.contract.unknown_columns == "keep":
+            unknown = {name: self._readable(name, array, failures) for name, array in unknown.items()}
         return place(batch, self.contract, placed, unknown, failures, absent=pa.null())
+
+    def _readable(self, name: str, array: pa.Array, failures: Failures) -> pa.Array:
+        """As what readers give is; what others make need not be."""
+        found, wrong = readable(name, array)
+        failures.update({row: (DECODE, text) for row, text in wrong.items()})
+        return found
 
     def _pick(self, batch: pa.RecordBatch, name: str, keys: tuple[str, ...], failures: Failures) -> pa.Array | None:
         root = escaped(keys[0])
@@ -117,7 +127,7 @@ def positioned(batch: pa.RecordBatch, first: int) -> Iterator[pa.RecordBatch | B
     except pa.ArrowInvalid as error:  # not a value is wrong but the lengths of a column
         yield Broken(first, FILE, f"rows {first} to {first + batch.num_rows - 1} cannot be read: {error}", rows=max(1, batch.num_rows))
         return
-    broken = list(_invalid(named))
+    broken = [Broken(first + row, DECODE, f"a value is not valid: {why}") for row, why in by_halves(named, _invalid)]
     yield from broken
     if broken:
         named = named.filter(pc.invert(pc.is_in(positions, pa.array([b.position for b in broken]))))
@@ -125,17 +135,12 @@ def positioned(batch: pa.RecordBatch, first: int) -> Iterator[pa.RecordBatch | B
         yield named
 
 
-def _invalid(batch: pa.RecordBatch) -> Iterator[Broken]:
-    """The rows that do not validate, found by halves."""
+def _invalid(batch: pa.RecordBatch) -> str | None:
     try:
         batch.validate(full=True)
+        return None
     except pa.ArrowInvalid as error:
-        if batch.num_rows <= 1:
-            yield Broken(batch.column(POSITION)[0].as_py(), DECODE, f"a value is not valid: {error}")
-            return
-        half = batch.num_rows // 2
-        for rows in (range(half), range(half, batch.num_rows)):
-            yield from _invalid(batch.take(pa.array(rows)))  # a slice would be judged with all its nested values
+        return str(error)
 
 
 def plain(array: pa.Array) -> pa.Array:

@@ -6,6 +6,8 @@ Neither library is imported before its first URL comes, so that `query` and `val
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 import uuid
@@ -15,14 +17,17 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, BinaryIO, TypeVar
 
-from beam_pipelines.errors import SinkError
-from beam_pipelines.places.refusing import refused
+from beam_pipelines.places.held import Held
+from beam_pipelines.places.refusing import RefusedError, StagedFileGoneError, refused
 
 T = TypeVar("T")
 _TOGETHER = 16
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # exFAT, some SMB and FUSE
+_HERE, _NOREPLACE = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
 
-__all__ = ["create_new", "delete", "delete_tree", "each", "exists", "holds", "is_local", "join", "list_files", "list_folders", "local", "locked", "modified",
-           "move", "open_new", "open_read", "parent", "prune_folders", "publish", "read_bytes", "refused", "secure", "secure_folders", "size", "stamp", "write_bytes"]  # fmt: skip
+__all__ = ["Held", "StagedFileGoneError", "create_new", "delete", "delete_tree", "each", "exists", "holds", "is_local", "join", "list_files", "list_folders", "local", "locked", "missing",
+           "modified", "move", "open_new", "open_read", "parent", "prune_folders", "publish", "read_bytes", "read_held", "refused", "secure", "secure_folders", "size",
+           "stamp", "swap", "write_bytes"]  # fmt: skip
 
 
 def is_local(path: str) -> bool:
@@ -69,7 +74,7 @@ def read_bytes(path: str) -> bytes | None:
         with _telling(path, "read"):
             return _at(path).read_bytes(path)  # type: ignore[no-any-return]
     try:
-        with open(local(path), "rb") as file:
+        with _telling(path, "read"), open(local(path), "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -97,13 +102,64 @@ def create_new(path: str, content: bytes) -> bool:
             return _at(path).create_new(path, content)  # type: ignore[no-any-return]
     made = _beside(path, content)
     try:
-        os.link(made, local(path))
+        _name_new(made, local(path))
         _sync_name(path)
         return True
     except FileExistsError:
         return False
+    except OSError as error:
+        raise refused(path, error) from error
     finally:
-        os.unlink(made)
+        with suppress(FileNotFoundError):
+            os.unlink(made)
+
+
+def _name_new(made: str, path: str) -> None:
+    """Gives `made` the name `path`, which nobody has. Raises FileExistsError; OSError where the file system has no way to do it at once."""
+    try:
+        os.link(made, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        failed = _rename_new(made, path)
+        if failed == errno.EEXIST:
+            raise FileExistsError(path) from None
+        if failed:
+            raise RefusedError(
+                "the file system knows neither hard links nor renames that replace nothing", "Choose another path"
+            ) from error
+
+
+def _rename_new(made: str, path: str) -> int:
+    """renameat2(2), which replaces nothing; 0, or what is wrong."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # no Linux
+        return errno.ENOSYS
+    return ctypes.get_errno() if rename(_HERE, os.fsencode(made), _HERE, os.fsencode(path), _NOREPLACE) else 0
+
+
+def read_held(path: str) -> Held | None:
+    """The file as it is, for `swap`; None if there is none."""
+    if path.startswith("gs://"):
+        with _telling(path, "read"):
+            return _at(path).read_held(path)  # type: ignore[no-any-return]
+    content = read_bytes(path)
+    return None if content is None else Held(content)
+
+
+def swap(path: str, held: Held, content: bytes | None) -> bool:
+    """Replaces `path` (None: deletes it) where it still is what was read, and says whether it was.
+
+    At once on gs://; elsewhere it looks first, so who swaps holds the folder (`locked`).
+    """
+    if path.startswith("gs://"):
+        with _telling(path, "write"):
+            return bool(_at(path).swap(path, held, content))
+    if read_bytes(path) != held.content:
+        return False
+    delete(path) if content is None else write_bytes(path, content)
+    return True
 
 
 def _beside(path: str, content: bytes) -> str:
@@ -129,6 +185,14 @@ def exists(path: str) -> bool:
         return bool(_at(path).exists(path))
 
 
+def missing(paths: Sequence[str], folder: str) -> list[str]:
+    """Those of the files, which lie below `folder`, that are not there: at URLs by one listing."""
+    if is_local(folder):
+        return [path for path in paths if not os.path.exists(local(path))]
+    with _telling(folder, "list"):
+        return sorted({*paths} - {*_at(folder).paths_below(folder)})
+
+
 def modified(folder: str) -> int | None:
     """When files in `folder` last came or went, in nanoseconds; None where that is not known: on a URL, whose service
     has another clock than the files' names, or where there is no such folder."""
@@ -149,7 +213,7 @@ def stamp(folder: str) -> int | None:
 
 
 def move(source: str, target: str) -> None:
-    """Moves a file, replacing `target`. Done before: nothing happens. Raises SinkError if neither is there."""
+    """Moves a file, replacing `target`. Done before: nothing happens. Raises StagedFileGoneError if neither is there."""
     try:
         if is_local(target):
             _rename(local(source), local(target))
@@ -157,9 +221,7 @@ def move(source: str, target: str) -> None:
             _at(target).move(source, target)
     except FileNotFoundError as error:
         if not exists(target):
-            raise SinkError(
-                f"{target}: its staged file {source} is gone.", hint="Somebody deleted it while the run committed; run again."
-            ) from error
+            raise StagedFileGoneError(target, source) from error
     except OSError as error:
         raise refused(target, error, doing="move a file to it") from error
 
@@ -337,11 +399,7 @@ def prune_folders(folder: str, top: str) -> None:
 def list_files(folder: str) -> list[str]:
     """Names of the files in `folder`, sorted; [] if there is no such folder."""
     if is_local(folder):
-        try:
-            with os.scandir(local(folder)) as entries:
-                return sorted(e.name for e in entries if e.is_file())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return _listed(folder, lambda entry: entry.is_file())
     with _telling(folder, "list"):
         return _at(folder).list_files(folder)  # type: ignore[no-any-return]
 
@@ -349,21 +407,30 @@ def list_files(folder: str) -> list[str]:
 def list_folders(folder: str) -> list[str]:
     """Names of the folders in `folder`, sorted."""
     if is_local(folder):
-        try:
-            with os.scandir(local(folder)) as entries:
-                return sorted(e.name for e in entries if e.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return _listed(folder, lambda entry: entry.is_dir())
     with _telling(folder, "list"):
         return _at(folder).list_folders(folder)  # type: ignore[no-any-return]
 
 
+def _listed(folder: str, kept: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    try:
+        with _telling(folder, "list"), os.scandir(local(folder)) as entries:
+            return sorted(entry.name for entry in entries if kept(entry))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def holds(folder: str, ending: str) -> bool:
     """Whether there is a file with this ending below `folder`, at any depth."""
-    if is_local(folder):
-        return any(name.endswith(ending) for _, _, names in os.walk(local(folder)) for name in names)
     with _telling(folder, "list"):
-        return bool(_at(folder).holds(folder, ending))
+        if not is_local(folder):
+            return bool(_at(folder).holds(folder, ending))
+        return any(name.endswith(ending) for _, _, names in os.walk(local(folder), onerror=_raise_unless_gone) for name in names)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def size(paths: Sequence[str]) -> int:
@@ -389,10 +456,10 @@ def _at(path: str) -> Any:
 
 @contextmanager
 def _telling(path: str, doing: str) -> Iterator[None]:
-    """What a service refuses, as a sentence for the user. That there is no file is for the caller."""
+    """What a place refuses, as a sentence for the user. That there is no file, or no folder, is for the caller."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise refused(path, error, doing=doing) from error

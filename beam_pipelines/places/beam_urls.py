@@ -72,9 +72,14 @@ def delete(path: str) -> None:
 
 def delete_tree(folder: str) -> None:
     """Deletes all files below a folder."""
-    found = [m.path for result in _beam().match([f"{folder.rstrip('/')}/**"]) for m in result.metadata_list]
+    found = paths_below(folder)
     if found:
         _beam().delete(found)
+
+
+def paths_below(folder: str) -> list[str]:
+    """The paths of all files below a folder."""
+    return [m.path for result in _beam().match([f"{folder.rstrip('/')}/**"]) for m in result.metadata_list]
 
 
 def each(do: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:

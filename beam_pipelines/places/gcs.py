@@ -1,6 +1,7 @@
 """Files in Cloud Storage, gs://BUCKET/NAME, through google-cloud-storage: every call is safe to repeat, and repeated where an answer fails to come.
 
     create_new      upload with ifGenerationMatch=0: one of all who try succeeds
+    swap            upload, or deletion, with ifGenerationMatch: only of what was read
     move            server-side copy, then deletion
     open_read       ranges of the generation that was there first: never parts of two
     list_*          one folder by a delimiter, 1,000 names a request
@@ -22,6 +23,7 @@ from functools import cache
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from beam_pipelines.places.gcs_streams import Reader, Writer
+from beam_pipelines.places.held import Held
 from beam_pipelines.places.refusing import RefusedError
 
 T = TypeVar("T")
@@ -96,6 +98,32 @@ def create_new(path: str, content: bytes) -> bool:
             return there is not None and (there.metadata or {}).get(_TOKEN) == mine
 
 
+def read_held(path: str) -> Held | None:
+    """The object as it is, or None if there is none."""
+    try:
+        with open_read(path) as reader:
+            content = reader.read()
+            return Held(content, reader.generation)  # type: ignore[attr-defined]  # an io class, as open() gives
+    except FileNotFoundError:
+        return None
+
+
+def swap(path: str, held: Held, content: bytes | None) -> bool:
+    """Replaces, or deletes, the object if its generation is the one that was read; after a lost answer, the second try finds what the first wrote."""
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    assert held.generation is not None  # without one, whatever is there would go
+    with saying(path, written=True):
+        try:
+            if content is None:
+                _blob(path).delete(if_generation_match=held.generation, retry=RETRY())
+            else:
+                _upload(_blob(path), content, if_generation_match=held.generation)
+            return True
+        except (NotFound, PreconditionFailed):
+            return content is not None and read_bytes(path) == content
+
+
 def exists(path: str) -> bool:
     """Whether the object is there."""
     with saying(path):
@@ -139,8 +167,7 @@ def delete(path: str) -> None:
 
 def delete_tree(folder: str) -> None:
     """Deletes all objects below a folder, several at a time."""
-    doomed = [listed.path for listed in list_below(folder)]
-    for _ in each(delete, [(path,) for path in doomed]):
+    for _ in each(delete, [(path,) for path in paths_below(folder)]):
         pass
 
 
@@ -204,6 +231,11 @@ def list_below(folder: str) -> list[Listed]:
         return [Listed(f"{SCHEME}{bucket}/{blob.name}", int(blob.size), int(blob.generation), blob.updated.timestamp()) for blob in found]
 
 
+def paths_below(folder: str) -> list[str]:
+    """The paths of all objects below `folder`."""
+    return [listed.path for listed in list_below(folder)]
+
+
 def matching(pattern: str) -> list[Listed]:
     """The objects that a pattern matches, in order of their names: `*` and `?` stay inside a folder, `**` does not; one listing from the first of these."""
     wild = _WILD.search(pattern)
@@ -261,7 +293,7 @@ def _blob(path: str, generation: int | None = None) -> Any:
         raise RefusedError(f"'{bucket}' is no name of a bucket: {str(error).rstrip('.')}", "Give gs://BUCKET/PATH") from error
 
 
-def _upload(blob: Any, content: bytes, **conditions: int) -> None:
+def _upload(blob: Any, content: bytes, **conditions: int | None) -> None:
     blob.upload_from_string(content, content_type="application/octet-stream", retry=RETRY(), **conditions)
 
 

@@ -20,6 +20,9 @@ _REASONS = {
 }  # fmt: skip
 
 
+_READING = ("list", "read", "look for it")
+
+
 class RefusedError(OSError):
     """A service refuses a file: `reason`, and what a user can do (`advice`). `passing`: the same call may succeed later."""
 
@@ -31,6 +34,17 @@ class RefusedError(OSError):
         return (_rebuild, (self.reason, self.advice, self.passing))
 
 
+class StagedFileGoneError(SinkError):
+    """A commit cannot go on: what was to be moved to `target` is not there any more, and not there either."""
+
+    def __init__(self, target: str, source: str) -> None:
+        super().__init__(f"{target}: its staged file {source} is gone.", hint="Somebody deleted it while the run committed; run again.")
+        self.target, self.source = target, source
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (StagedFileGoneError, (self.target, self.source))
+
+
 def refused(path: str, error: OSError, *, doing: str = "write") -> RunError:
     """The error a user sees when the world refuses a write: a SinkError, or TransientError where waiting may help."""
     if isinstance(error, RefusedError):
@@ -38,6 +52,9 @@ def refused(path: str, error: OSError, *, doing: str = "write") -> RunError:
         after = ", then run again: nothing was committed." if doing == "write" else ", then try again."
         return kind(f"{path}: cannot {doing}: {error.reason}.", hint=error.advice + after)
     reason, advice = _REASONS.get(error.errno or 0, (str(error) or type(error).__name__, "Check the path and its permissions"))
+    if doing in _READING:
+        advice = advice.replace("write permission", "permission to read it")
+        return SinkError(f"{path}: cannot {doing}: {reason}.", hint=f"{advice}, then try again.")
     return SinkError(f"{path}: cannot {doing}: {reason}.", hint=f"{advice}, then run again: nothing was committed.")
 
 

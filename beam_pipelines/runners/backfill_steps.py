@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
-from beam_pipelines.arrow.ranges import FINEST_FIRST, Range, minus, show_instant, show_range, union, widened
+from beam_pipelines.arrow.partition import FINEST_FIRST
+from beam_pipelines.arrow.ranges import Range, minus, show_instant, show_range, union, widened
 from beam_pipelines.errors import SpecError
 from beam_pipelines.sinks.manifest import Committed
 from beam_pipelines.spec.models import PipelineSpec

@@ -25,6 +25,7 @@ from beam_pipelines.runners.beam_options import Options, temp_location
 from beam_pipelines.runners.crashes import known_to_crash
 from beam_pipelines.runners.failures import run_to_end
 from beam_pipelines.runners.options import NOT_SAID, Engine, Flink, check_flags, engine_for
+from beam_pipelines.sinks.claims import renewing
 from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.sinks.plan import outputs_of
@@ -77,7 +78,8 @@ def run_batch(loaded: LoadedSpec, call: Call = Call()) -> RunResults:
             write_no_resolutions(run.state)
             args, guard = tuple(call.args.items()), _guard(loaded.spec, run, call)
             job = Job(loaded.spec, run, temp_location, call.apply_lateness, args, lookups=lookups, guard=guard)
-            _execute(job, call, engine)
+            with renewing(outputs, run):
+                _execute(job, call, engine)
         except BaseException as error:  # also Ctrl-C: whoever interrupts must find the outputs as they were
             abandon(outputs, run)
             if isinstance(error, KeyboardInterrupt):

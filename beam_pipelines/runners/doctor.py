@@ -25,6 +25,8 @@ from beam_pipelines.places import exists, is_local, local
 from beam_pipelines.pubsub_service import Topic, code, is_transient, where
 from beam_pipelines.runners import stream
 from beam_pipelines.runners.beam_options import temp_location
+from beam_pipelines.runners.dataflow.doctor import dataflow_checks
+from beam_pipelines.runners.dataflow.settings import Dataflow
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.findings import Check, Finding, State, checks_of, look_at
 from beam_pipelines.runners.flink.checks import look_at_flink
@@ -48,6 +50,7 @@ from beam_pipelines.sources.archive import hour_folders, written_files
 from beam_pipelines.sources.bigquery import open_source
 from beam_pipelines.sources.bigquery_session import Asked, check_columns, check_query, open_session
 from beam_pipelines.sources.database import open_database
+from beam_pipelines.sources.database_whole import open_whole
 from beam_pipelines.sources.files import list_files
 from beam_pipelines.sources.lookups import FileLookup, lookups_of
 from beam_pipelines.sources.pubsub import check_subscription
@@ -60,6 +63,7 @@ from beam_pipelines.spec.sources import (
     BatchSource,
     BigQueryLookup,
     BigQuerySource,
+    DatabaseLookup,
     DatabaseSource,
     PubsubSource,
     TableSource,
@@ -75,12 +79,13 @@ _LITTLE, _TOO_LITTLE = 2_000_000_000, 200_000_000  # bytes
 
 @dataclass(frozen=True)
 class Examination:
-    """What is to be examined: this machine, and a spec, where there is one, or what is wrong with it. `mode`: None: all of the spec. `flink`: the cluster, None: local runners."""
+    """What is to be examined: this machine, and a spec, where there is one, or what is wrong with it. `mode`: None: all of the spec. `flink`: the cluster, `dataflow`: the job on the service; both None: local runners."""
 
     spec: LoadedSpec | SpecError | None = None
     mode: str | None = None
     flink: Flink | None = None
     flags: tuple[str, ...] = ()
+    dataflow: Dataflow | None = None
 
 
 def examine(asked: Examination) -> list[Finding]:
@@ -91,7 +96,7 @@ def examine(asked: Examination) -> list[Finding]:
         return [*look_at(_machine(asked, None, (asked.mode,) if asked.mode else ("batch", "stream"))), *wrong]
     modes = modes_of(loaded.spec, asked.mode)
     with importable(loaded.directory):
-        return look_at([*_machine(asked, loaded, modes), Check("spec", partial(_spec, loaded)), *_places(loaded, modes)])
+        return look_at([*_machine(asked, loaded, modes), Check("spec", partial(_spec, loaded)), *_places(asked, loaded, modes)])
 
 
 def modes_of(spec: PipelineSpec, mode: str | None) -> tuple[str, ...]:
@@ -110,6 +115,8 @@ def _machine(asked: Examination, loaded: LoadedSpec | None, modes: Sequence[str]
     ]
     if asked.flink is not None:
         return [*checks, Check("Flink", partial(look_at_flink, asked.flink, asked.flags, modes, loaded))]
+    if asked.dataflow is not None:
+        return [*checks, *dataflow_checks(loaded, asked.dataflow, asked.flags, modes)]
     return [*checks, Check("Prism", partial(_prism, asked.flags))] if "stream" in modes else checks
 
 
@@ -171,16 +178,17 @@ def _spec(loaded: LoadedSpec) -> Iterator[Finding]:
     yield from (Finding("note", "warning", note) for note in loaded.notes)
 
 
-def _places(loaded: LoadedSpec, modes: Sequence[str]) -> list[Check]:
-    spec = loaded.spec
+def _places(asked: Examination, loaded: LoadedSpec, modes: Sequence[str]) -> list[Check]:
+    """Those of a spec. On Dataflow the service reads subscriptions and workers read keys, of which `dataflow_checks` tells, and no stream archives."""
+    spec, here = loaded.spec, asked.dataflow is None
     run = RunInfo(new_run_id(), spec.pipeline, loaded.state)
     return [
-        Check("keys", partial(_keys, spec, modes)),
-        Check("state", partial(_state, loaded.state, modes)),
-        *checks_of("sources", partial(_sources, loaded, modes)),
+        *([Check("keys", partial(_keys, spec, modes))] if here else []),
+        Check("state", partial(_state, loaded.state, modes, service_is_asked=not here)),
+        *checks_of("sources", partial(_sources, loaded, modes if here else [mode for mode in modes if mode == "batch"])),
         *checks_of("lookups", partial(_lookups, spec, modes)),
         *(checks_of("outputs, batch", partial(_batch_sinks, spec, run)) if "batch" in modes else ()),
-        *(checks_of("outputs, stream", partial(_stream_sinks, spec, run)) if "stream" in modes else ()),
+        *(checks_of("outputs, stream", partial(_stream_sinks, spec, run, archives=here)) if "stream" in modes else ()),
         *checks_of("topics", partial(_topics, spec)),
     ]
 
@@ -194,11 +202,11 @@ def _keys(spec: PipelineSpec, modes: Sequence[str]) -> Iterator[Finding]:
         yield Finding("keys", "good", ", ".join(named.values()))
 
 
-def _state(folder: str, modes: Sequence[str]) -> Iterator[Finding]:
+def _state(folder: str, modes: Sequence[str], *, service_is_asked: bool = False) -> Iterator[Finding]:
     expect_writable(folder)
     yield Finding("state", "good", f"{folder}: can be written, and of two who make one file one succeeds")
     newest = newest_start(folder) if "stream" in modes else None
-    if newest is None:
+    if newest is None or (service_is_asked and exists(handed_in(folder, newest[1].run_id))):
         return
     epoch, last = newest
     runs = runs_here(folder, last)
@@ -278,7 +286,10 @@ def _lookups(spec: PipelineSpec, modes: Sequence[str]) -> Iterator[Check]:
 def _lookup(lookup: FileLookup) -> Iterator[Finding]:
     name, source = f"lookups.{lookup.name}", lookup.source
     if not isinstance(source, BigQueryLookup):
-        yield Finding(name, "good", f"{lookup().rows.num_rows:,} rows by {', '.join(source.keys)}")
+        server = ""
+        if isinstance(source, DatabaseLookup):
+            server = f"{source.name}: {open_whole(source, f'{name}: {source.name}').server}, "  # whose refusal is told at once
+        yield Finding(name, "good", f"{server}{lookup().rows.num_rows:,} rows by {', '.join(source.keys)}")
     elif source.query is not None:
         check_query(source, f"{name}: {source.name}", patience_s=_SERVICE_S)
         yield Finding(name, "good", f"{source.name}: BigQuery understands the query")
@@ -321,13 +332,13 @@ def _output(output: Output, state: str) -> Iterator[Finding]:
     yield Finding(f"output {output.name}, batch", "good", f"{output.path}{into}")
 
 
-def _stream_sinks(spec: PipelineSpec, run: RunInfo) -> Iterator[Check]:
+def _stream_sinks(spec: PipelineSpec, run: RunInfo, *, archives: bool) -> Iterator[Check]:
     found = stream.outputs_of(spec, run)
     tables = {output.name: output.table for output in outputs_of(spec, run)}
     for output in found.outputs:
         name = f"output {output.name}, stream"
         yield Check(name, partial(_folder, name, output.folder, tables.get(output.name)))
-    for number, archive in enumerate(found.archive):
+    for number, archive in enumerate(found.archive if archives else ()):
         yield Check(f"archive of sources.stream[{number}]", partial(_folder, f"archive of sources.stream[{number}]", archive))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from beam_pipelines import draining, metrics
 from beam_pipelines.errors import BeamPipelinesError
 from beam_pipelines.places import delete_tree, join, list_folders
 from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.sources import pubsub
-from beam_pipelines.sources.pubsub_reports import ask_to_end, reports
+from beam_pipelines.sources.pubsub_reports import Report, ask_to_end, reports
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,13 +35,14 @@ class Elsewhere:
     folder: str
     sources: int
     _asked: bool = False
+    _unread: set[str] = field(default_factory=set)
 
     def __call__(self) -> None:
         try:
             if draining.requested() and not self._asked:
                 ask_to_end(self.folder)
                 self._asked = True
-            found = reports(self.folder)
+            found = self._readable()
         except (BeamPipelinesError, OSError) as error:
             _LOG.warning("%s: %s", self.folder, error)
             return
@@ -50,3 +51,12 @@ class Elsewhere:
         ended = {report.number: report.ended_micros for report in found.values() if report.ended_micros is not None}
         if len(ended) == self.sources and draining.ended_at() is None:
             draining.end(min(ended.values()))
+
+    def _readable(self) -> dict[str, Report]:
+        """The reports that can be read; of each other one a line, once."""
+        unread: dict[str, str] = {}
+        found = reports(self.folder, unread=unread)
+        for name in unread.keys() - self._unread:
+            _LOG.warning("%s: is no report that this version reads: %s", join(self.folder, name), unread[name])
+        self._unread |= unread.keys()
+        return found

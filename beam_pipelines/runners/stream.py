@@ -14,11 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import apache_beam as beam
+import duckdb
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
@@ -55,8 +56,8 @@ from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs, write_outpu
 from beam_pipelines.sinks.plan import appends_of, letter_appends_of, letter_writes_of, writes_of
 from beam_pipelines.sinks.reached import Reached, begin, write_progress
 from beam_pipelines.sinks.resolutions import write_no_resolutions
-from beam_pipelines.sinks.results import RunResults, expect_id, metadata, write_run
-from beam_pipelines.sinks.run import RunInfo, new_run_id, utc_now
+from beam_pipelines.sinks.results import RunResults, expect_id, find_run, metadata, write_run
+from beam_pipelines.sinks.run import RunInfo, later_id, new_run_id, utc_now
 from beam_pipelines.sinks.speed import write_no_doors
 from beam_pipelines.sinks.stream_ledger import stored_outputs, stream_ledger
 from beam_pipelines.sources import pubsub
@@ -101,13 +102,14 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     """Runs the spec over its subscriptions until it is drained; gives the run's record.
 
     SIGTERM and Ctrl-C drain: what was pulled is stored and acknowledged, windows still open show panes marked `drained`. A second one ends the
-    job where it stands, which loses nothing either. Where a cluster loses the job, the next start follows by itself.
+    job where it stands, which loses nothing either. Where a cluster loses the job, the next start follows by itself. A start that ends with an error leaves a
+    record, too, unless a later one has taken the stream over.
 
     Raises SpecError where the call is wrong, SourceError where a subscription refuses, SinkError where a place does, or a later start has taken the stream over,
     RunError where the job breaks.
     """
     spec = loaded.spec
-    expect_id(loaded.state, call.run_id, mode="stream")
+    expect_id(loaded.state, call.run_id, mode="stream", anew=True)
     with importable(loaded.directory):  # all that can refuse comes before the epoch: a wrong call must not end a stream that runs
         lookups = _check(spec)
     expect_no_other()
@@ -119,35 +121,36 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     begun, losses = time.monotonic(), 0
     with importable(loaded.directory), _draining_signals(call.say):
         while True:
-            run = _run_info(loaded, call, engine, lookups, losses)
+            run = _run_info(loaded, call, engine, lookups)
             began = time.monotonic()
             try:
                 return _start(loaded, call, run, lookups, begun)
-            except RunError as lost:
+            except RunError as error:
                 Fence(run.state, run.epoch)()  # a later start has ended it, and must not be ended in its turn
-                if not isinstance(lost, JobLostError) or draining.requested():
-                    raise
-                losses = losses + 1 if time.monotonic() - began < _LASTING_S else 1
-                wait_s = min(2.0 ** (losses - 1), _LONGEST_WAIT_S)
-                call.say(f"{lost.message} The next start follows in {wait_s:.0f} s.")
-                draining.wait(wait_s)
-                _wait_for_cluster(call, lost)
+                if isinstance(error, JobLostError) and not draining.requested():
+                    losses = losses + 1 if time.monotonic() - began < _LASTING_S else 1
+                    if _next_follows(call, error, wait_s=min(2.0 ** (losses - 1), _LONGEST_WAIT_S)):
+                        continue
+                _record_failed(loaded, run, call, error)
+                raise
 
 
-def _wait_for_cluster(call: StreamCall, lost: JobLostError) -> None:
-    """Waits until there is somebody to run the next start. Raises `lost` where the stream is to end meanwhile."""
+def _next_follows(call: StreamCall, lost: JobLostError, *, wait_s: float) -> bool:
+    """Waits until there is somebody to run the next start; False where the stream is to end meanwhile."""
     assert call.flink is not None
+    call.say(f"{lost.message} The next start follows in {wait_s:.0f} s.")
+    draining.wait(wait_s)
     said = False
     while True:
         try:
             target(call.flink)
-            return
+            return True
         except RunError as error:
             if not said:
                 call.say(f"{error.message} Waiting.")
             said = True
         if draining.wait(1.0):
-            raise lost
+            return False
 
 
 def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[str, FileLookup], begun: float) -> RunResults:
@@ -279,16 +282,22 @@ def expect_sealed(spec: PipelineSpec) -> None:
         )
 
 
-def _run_info(loaded: LoadedSpec, call: StreamCall, engine: str, lookups: Mapping[str, FileLookup], losses: int) -> RunInfo:
-    spec, run_id = loaded.spec, call.run_id or new_run_id()
-    if call.run_id and losses:
-        run_id = f"{run_id}.{new_run_id()}"  # sorts after it
-    versions = versions_of(spec, lookups)
-    epoch = take_epoch(loaded.state, run_id, dict(versions), ran=Ran.of(loaded), versions=_versions(call, engine))
-    return RunInfo(
-        run_id, spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint, mode="stream",
-        engine=engine, spec=loaded.path, epoch=epoch, lookups=versions,
+def _run_info(loaded: LoadedSpec, call: StreamCall, engine: str, lookups: Mapping[str, FileLookup]) -> RunInfo:
+    spec, versions = loaded.spec, versions_of(loaded.spec, lookups)
+    run = RunInfo(
+        _run_id(loaded.state, call.run_id), spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint, mode="stream",
+        engine=engine, spec=loaded.path, lookups=versions,
     )  # fmt: skip
+    epoch = take_epoch(loaded.state, run.run_id, dict(versions), ran=Ran.of(loaded), versions=_versions(call, engine))
+    return replace(run, epoch=epoch)
+
+
+def _run_id(state: str, asked: str | None) -> str:
+    """The id that was asked for is the first start's; each later one has its own, which sorts after it."""
+    if asked is None:
+        return new_run_id()
+    taken = find_run(state, asked) is not None or any(start.run_id == asked for start in all_starts(state).values())
+    return later_id(asked) if taken else asked
 
 
 def _versions(call: StreamCall, engine: str) -> dict[str, str]:
@@ -428,14 +437,27 @@ def _over(call: StreamCall, elapsed_s: float) -> bool:
     )
 
 
-def _record(loaded: LoadedSpec, run: RunInfo, call: StreamCall, outputs: StreamOutputs, *, drained: bool) -> RunResults:
+def _record_failed(loaded: LoadedSpec, run: RunInfo, call: StreamCall, error: RunError) -> None:
+    """The record of a start that ended with an error. Where its place refuses, too, what is told is the error."""
+    try:
+        bare = RunResults(metadata(run, finished_at=utc_now()), "failed", (error.message,), dict(call.args))
+        write_run(run.state, bare)  # to count takes a while, and what has failed may fail again
+        _record(loaded, run, call, outputs_of(loaded.spec, run), drained=False, error=error)
+    except (BeamPipelinesError, OSError, duckdb.Error, pa.ArrowException) as again:
+        _LOG.warning("run %s: its record was not written, or not all of it: %s", run.run_id, again)
+
+
+def _record(
+    loaded: LoadedSpec, run: RunInfo, call: StreamCall, outputs: StreamOutputs, *, drained: bool, error: RunError | None = None
+) -> RunResults:
     """The record of a stream that has ended: ledger and outputs of all its starts, the checks of this one."""
     ledger = stream_ledger(run.state, outputs)
     seen = metrics.snapshot()
     failing = {name.removeprefix(WARNED): hits for name, hits in seen.items() if name.startswith(WARNED)}
     by_row = tuple(check for check in loaded.spec.checks if check.per_row)
     checks = tuple(JudgeRun(by_row, run.started_at)({}, Ledger(ledger.lines, ledger.reasons, failing, ())))
-    failures = tuple(ledger.explain().splitlines()) if drained else ()
+    failures: tuple[str, ...] = () if error is None else (error.message,)
+    failures += tuple(ledger.explain().splitlines()) if drained else ()
     failures += tuple(f"check '{c.name}' failed: {c.observed}" for c in checks if c.status == "fail")
     stored = stored_outputs(run.state, outputs, ledger)
     record = RunResults(

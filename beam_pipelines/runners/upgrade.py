@@ -30,7 +30,7 @@ from beam_pipelines.spec.ranges import cuts_of
 class Upgrade:
     """What differs from the newest start, number `epoch`; 0: there was none.
 
-    Messages that arrived at `since` or later (microseconds; None: all) are read again, `bytes` of the archive. `anew`: the closed event time that a batch can
+    Messages that arrived at `since` or later (microseconds; None: all) are read again, `bytes` of the archive; on Dataflow `dataflow.upgrade` says what is. `anew`: the closed event time that a batch can
     replace; None where nothing is closed, or `whole`: the outputs are not cut by time, and a batch replaces all.
     """
 
@@ -43,19 +43,23 @@ class Upgrade:
     whole: bool = False
 
 
-def upgrade_of(loaded: LoadedSpec) -> Upgrade:
-    """What a start of this spec would do now. Raises SinkError where the state folder refuses to be read."""
+def upgrade_of(loaded: LoadedSpec, *, ran: str | None = None, from_archive: bool = True) -> Upgrade:
+    """What a start of this spec would do now. `ran`: the name of what runs ("": nobody knows), where somebody knows better than what the newest start has written down; without
+    `from_archive` nothing is read again from there. Raises SinkError where the state folder refuses to be read.
+    """
     spec, state = loaded.spec, loaded.state
     newest = newest_start(state)
     if newest is None:
         return Upgrade(tuple(_left_by_another(spec, state)))
     epoch, start = newest
+    if ran is not None and ran != start.ran:
+        start = msgspec.structs.replace(start, ran=ran, versions={})
     known = starts(state)
     watermark = (known[max(known)] if known else Reached()).watermark_micros
     since = None if watermark is None else watermark - horizon(spec)
     archived = [hour for s in spec.sources.stream for hour in hours(source_folder(s.archive or join(state, "archive"), s.pubsub))]
-    replayed = [hour.folder for hour in archived if since is None or (hour.number + 1) * HOUR_MICROS > since]
-    changes = (*_deleted(state, since), *_compared(loaded, epoch, start))
+    replayed = [hour.folder for hour in archived if from_archive and (since is None or (hour.number + 1) * HOUR_MICROS > since)]
+    changes = (*(_deleted(state, since) if from_archive else ()), *_compared(loaded, epoch, start))
     anew, whole = _closed(loaded, archived)
     return Upgrade(changes, epoch, start, since, sum(again(partial(_bytes, folder)) for folder in replayed), anew, whole)
 
@@ -77,14 +81,21 @@ def _deleted(state: str, since: int | None) -> Iterator[Change]:
 
 
 def _compared(loaded: LoadedSpec, epoch: int, start: Start) -> list[Change]:
-    ran = what_ran(loaded.state, start)
-    if ran is None:
-        return [_unknown(epoch, "a version made it that did not write down what it runs")]
     try:
-        spec = PipelineSpec.model_validate_json(msgspec.json.encode(ran.spec), strict=True, by_alias=True, by_name=False)
+        old = version_of(loaded.state, start)
     except ValidationError as error:
         return [_unknown(epoch, f"its spec has what this version does not know: {'.'.join(map(str, error.errors()[0]['loc']))}")]
-    return compare(Version(spec, ran.columns), Version(loaded.spec, loaded.columns), loaded.state)
+    if old is None:
+        return [_unknown(epoch, "a version made it that did not write down what it runs")]
+    return compare(old, Version(loaded.spec, loaded.columns), loaded.state)
+
+
+def version_of(state: str, start: Start) -> Version | None:
+    """What a start runs; None where nobody has written it down. Raises ValidationError where this version does not know what is in it."""
+    ran = what_ran(state, start)
+    if ran is None:
+        return None
+    return Version(PipelineSpec.model_validate_json(msgspec.json.encode(ran.spec), strict=True, by_alias=True, by_name=False), ran.columns)
 
 
 def _unknown(epoch: int, why: str) -> Change:

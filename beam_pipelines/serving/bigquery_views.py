@@ -30,9 +30,9 @@ def bigquery_script(state: str, places: Mapping[str, str] | None, dataset: str, 
     """Statements that make all tables and views in `dataset` (project.dataset). Paths below `folder` are those below `lake_at` in Cloud Storage.
 
     A table over no file is refused there, so what has none is left out, with a comment that says so. Raises RunError where nothing has been stored yet, or
-    nothing that BigQuery reads, SpecError where a path is neither in Cloud Storage nor below `folder`.
+    nothing that BigQuery reads, SpecError where a path is neither in Cloud Storage nor below `folder`, or where BigQuery cannot take a name.
     """
-    if dataset.count(".") != 1 or "`" in dataset:
+    if dataset.count(".") != 1 or set("`\\\n\r") & set(dataset):
         raise SpecError(f"serve: --bigquery {dataset}: expected PROJECT.DATASET.")
     if lake_at is not None and not lake_at.startswith("gs://"):
         raise SpecError(f"serve: --lake-at {lake_at}: expected gs://BUCKET or gs://BUCKET/PREFIX.")
@@ -47,10 +47,10 @@ def bigquery_script(state: str, places: Mapping[str, str] | None, dataset: str, 
     left_out = {n for n, snapshot in batch.items() if snapshot.format != "parquet"}
     letters = [output for output in speed.values() if output.of == "dead_letters" and output.name not in left_out]
     there = [output for output in letters if scan(output.folder) is not None]
-    script.letters = [f"`{o.table}`" if o.table else script.named(f"{o.name}_speed_files") for o in there]
+    script.letters = [_quoted(o.table) if o.table else script.named(f"{o.name}_speed_files") for o in there]
     first = [*(n for n in batch if n == TOMBSTONES), *(o.name for o in there)]  # views of others look into them
     rows = [output for output in speed.values() if output.of == "rows" and output.name not in left_out and scan(output.folder) is not None]
-    script.rows = [f"`{o.table}`" if o.table else script.named(f"{o.name}_speed_files") for o in rows]
+    script.rows = [_quoted(o.table) if o.table else script.named(f"{o.name}_speed_files") for o in rows]
     _find_resolutions(script, state)
     for name in dict.fromkeys((*first, *batch, *speed)):
         for statement in _output(script, state, name, batch, speed.get(name)):
@@ -77,16 +77,16 @@ class _Script:
         self.statements.append(statement if statement.startswith("--") else statement + ";")
 
     def named(self, name: str) -> str:
-        return f"`{self.dataset}.{name}`"
+        return _quoted(f"{self.dataset}.{name}")
 
     def table(self, name: str, folder: str, partitions: Mapping[str, str]) -> None:
         """An external table over all Parquet files below a folder."""
         uri = self._uri(folder)
-        columns = ", ".join(f"`{n}` {_TYPES.get(kind, 'INT64')}" for n, kind in partitions.items())
+        columns = ", ".join(f"{_quoted(n)} {_TYPES.get(kind, 'INT64')}" for n, kind in partitions.items())
         hive = f"\nWITH PARTITION COLUMNS ({columns})" if columns else ""
-        prefix = f", hive_partition_uri_prefix = '{uri}'" if columns else ""
+        prefix = f", hive_partition_uri_prefix = {_text(uri)}" if columns else ""
         self.add(
-            f"CREATE OR REPLACE EXTERNAL TABLE {self.named(name)}{hive}\nOPTIONS (format = 'PARQUET', enable_list_inference = TRUE, uris = ['{uri}/*.parquet']{prefix})"
+            f"CREATE OR REPLACE EXTERNAL TABLE {self.named(name)}{hive}\nOPTIONS (format = 'PARQUET', enable_list_inference = TRUE, uris = [{_text(f'{uri}/*.parquet')}]{prefix})"
         )
 
     def view(self, name: str, sql: str) -> str:
@@ -211,7 +211,7 @@ def _about(letter: str) -> str:
 def _batch_files(script: _Script, name: str, snapshot: Snapshot) -> str:
     """What holds the rows of a batch output: the table they were loaded into, else an external one over its files."""
     if snapshot.table:
-        return f"`{snapshot.table}`"
+        return _quoted(snapshot.table)
     types = dict(snapshot.schema)
     script.table(f"{name}_batch_files", snapshot.path, {p: types.get(p, "VARCHAR") for p in snapshot.partitions})
     return script.named(f"{name}_batch_files")
@@ -220,7 +220,7 @@ def _batch_files(script: _Script, name: str, snapshot: Snapshot) -> str:
 def _speed_files(script: _Script, name: str, output: SpeedOutput) -> str:
     """What holds the rows that a stream has stored: the table they were appended to, else an external one over its files."""
     if output.table:
-        return f"`{output.table}`"
+        return _quoted(output.table)
     columns = read_columns(output.folder)
     script.table(f"{name}_speed_files", output.folder, {n: columns[n] for n in sorted(columns, key=_level(output))})
     return script.named(f"{name}_speed_files")
@@ -258,9 +258,9 @@ def _speed(script: _Script, state: str, output: SpeedOutput, files: str, *, unle
         kept = f"SELECT f.* {first} FROM {files}\n  WHERE NOT ({gone})\n  {_newest(LETTER, 'run_id DESC')}"
         return f"SELECT * EXCEPT (_stored_at) FROM (\n  {kept}\n)\nWHERE ({unless}) IS NOT TRUE"
     known = _placed(output)
-    place = [f"`{c}`" for c in known] if len(output.placings) <= 1 else []
+    place = [_quoted(c) for c in known] if len(output.placings) <= 1 else []
     if output.of != "rows":
-        window = ", ".join([*(f"`{c}`" for c in output.group_by), "_window_start", "_window_end", *place])
+        window = ", ".join([*(_quoted(c) for c in output.group_by), "_window_start", "_window_end", *place])
         newest = _newest(window, "_epoch DESC, _pane_index DESC")
         return f"SELECT * FROM (\n  SELECT * FROM {files} {_anew(state, output)}\n  {newest}\n)\nWHERE _pane <> 'retracted'"
     hidden = "_stored_at" if output.provenance else f"{KEPT}, _stored_at"
@@ -309,12 +309,12 @@ def _answered(snapshot: Snapshot, columns: Mapping[str, str]) -> str:
     ranges = union((r.start, r.end) for r in snapshot.ranges)
     if clock.partition in columns:
         kind = "DATE " if columns[clock.partition] == "DATE" else ""
-        column = f"`{clock.partition}`"
+        column = _quoted(clock.partition)
         number = columns[clock.partition] not in _TYPES
         shown = [tuple(partition_value(at, clock.unit) for at in r) for r in ranges]
         texts = [(start, end) if number else (f"{kind}'{start}'", f"{kind}'{end}'") for start, end in shown]
     else:
-        column = f"UNIX_MICROS(TIMESTAMP(`{clock.column}`))"
+        column = f"UNIX_MICROS(TIMESTAMP({_quoted(clock.column)}))"
         texts = [(str(r.start), str(r.end)) for r in ranges]
     undated = any(partition_range(file.partition, clock.partition, clock.unit) is None for file in snapshot.files)
     within = [f"({column} >= {start} AND {column} < {end})" for start, end in texts]
@@ -361,6 +361,13 @@ def _settled(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
 
 def _texts(values: Sequence[str]) -> str:
     return ", ".join(map(_text, values))
+
+
+def _quoted(name: str) -> str:
+    """A name between backticks. Raises SpecError for one that would not end there."""
+    if any(c in "`\\\n\r" for c in name):
+        raise SpecError(f"serve: --bigquery: the name {name!r}: BigQuery takes no backtick, backslash or line break in it.")
+    return f"`{name}`"
 
 
 def _text(value: str) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from beam_pipelines.arrow.engine import literal, quote
-from beam_pipelines.arrow.ranges import FINEST_FIRST, partition_value, union, widened
+from beam_pipelines.arrow.partition import FINEST_FIRST
+from beam_pipelines.arrow.ranges import partition_value, union, widened
 from beam_pipelines.sinks.run import Clock
 
 ON_THE_WAY = 120_000_000

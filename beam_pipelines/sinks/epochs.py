@@ -84,7 +84,7 @@ def take_epoch(
     Raises SinkError where other starts are always quicker, or the state folder refuses.
     """
     who = Start(run_id, utc_now(), socket.gethostname(), os.getpid(), dict(lookups or {}), this_process())
-    mine = msgspec.json.encode(msgspec.structs.replace(who, ran="" if ran is None else _keep(state, ran), versions=dict(versions or {})))
+    mine = msgspec.json.encode(msgspec.structs.replace(who, ran="" if ran is None else keep_ran(state, ran), versions=dict(versions or {})))
     for _ in range(_TRIES):
         number = latest_epoch(state) + 1
         if create_new(_path(state, number), mine):
@@ -118,6 +118,22 @@ def newest_start(state: str) -> tuple[int, Start] | None:
     epoch = latest_epoch(state)
     content = read_bytes(_path(state, epoch)) if epoch else None
     return (epoch, msgspec.json.decode(content, type=Start)) if content else None
+
+
+def keep_ran(state: str, ran: Ran) -> str:
+    """Writes it down, once for all who run the same; gives its name."""
+    content = msgspec.json.encode(ran)
+    name = hashlib.sha256(content).hexdigest()[:16]
+    if not exists(_ran_path(state, name)):
+        write_bytes(_ran_path(state, name), content)
+    return name
+
+
+def run_another(state: str, epoch: int, *, ran: str, lookups: Mapping[str, str], versions: Mapping[str, str]) -> None:
+    """Writes down what a start runs from now on, where a service goes on with it under another spec; `ran` as in `Start`."""
+    start = starts_of(state, [epoch])[epoch]
+    changed = msgspec.structs.replace(start, ran=ran, lookups=dict(lookups), versions=dict(versions))
+    write_bytes(_path(state, epoch), msgspec.json.encode(changed))
 
 
 def what_ran(state: str, start: Start) -> Ran | None:
@@ -164,15 +180,6 @@ class Fence:
             f"{self.state}: this stream was taken over by a later start ({by}); this process is epoch {self.epoch} and stores nothing more.",
             hint="Nothing is lost: what it had not stored goes to the later one. Run one stream per state folder.",
         )
-
-
-def _keep(state: str, ran: Ran) -> str:
-    """Writes it down, once for all who run the same; gives its name."""
-    content = msgspec.json.encode(ran)
-    name = hashlib.sha256(content).hexdigest()[:16]
-    if not exists(_ran_path(state, name)):
-        write_bytes(_ran_path(state, name), content)
-    return name
 
 
 def _ran_path(state: str, name: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -151,11 +152,14 @@ class Commit:
     elsewhere: tuple[Snapshot, ...] = ()
     inventory: str = ""
 
+    @property
+    def places(self) -> tuple[Snapshot, ...]:
+        """Every output at every place."""
+        return (*self.elsewhere, *self.snapshots.values())
+
     def at(self, output: str, path: str) -> Snapshot | None:
         """The output as it is at the place `path`; None if it was never written there."""
-        current = self.snapshots.get(output)
-        known = (*self.elsewhere, *(() if current is None else (current,)))
-        return next((s for s in known if s.output == output and same_place(s.path, path)), None)
+        return next((s for s in self.places if s.output == output and same_place(s.path, path)), None)
 
 
 def same_place(one: str, other: str) -> bool:
@@ -190,12 +194,17 @@ def decide(state: str, commit: Commit) -> bool:
 
 def is_done(state: str, number: int) -> bool:
     """Whether the commit is carried out."""
-    return exists(_path(state, number, "done"))
+    return exists(done_path(state, number))
+
+
+def done_path(state: str, number: int) -> str:
+    """The file that says that the commit is carried out."""
+    return _path(state, number, "done")
 
 
 def mark_done(state: str, number: int) -> None:
     """Says that the commit is carried out."""
-    write_bytes(_path(state, number, "done"), b"")
+    write_bytes(done_path(state, number), b"")
 
 
 def unfinished(state: str) -> Iterator[Commit]:
@@ -210,10 +219,11 @@ def unfinished(state: str) -> Iterator[Commit]:
 
 def forget_old(state: str, keep: int = KEPT_COMMITS) -> None:
     """Deletes all but the newest commits: each names every live file, so old ones are history only."""
-    for number in numbers(state)[:-keep]:
-        if is_done(state, number):
+    known = numbers(state)
+    for number, after in pairwise(known[: max(0, len(known) - keep + 1)]):
+        if is_done(state, number) and is_done(state, after):  # what was before one that may be taken back stays
             delete(_path(state, number))
-            delete(_path(state, number, "done"))
+            delete(done_path(state, number))
 
 
 def latest(state: str) -> Commit | None:

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_pipelines.arrow.partition import Partition, parse_partition
-from beam_pipelines.arrow.ranges import FINEST_FIRST
+from beam_pipelines.arrow.partition import FINEST_FIRST, Partition, parse_partition
 from beam_pipelines.arrow.schema import POSITION
 from beam_pipelines.places import is_local, local, open_new, parent, refused
 from beam_pipelines.sinks.bigquery_encoding import loadable

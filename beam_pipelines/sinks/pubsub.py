@@ -42,6 +42,7 @@ from beam_pipelines.spec.sinks import LETTERS, PubsubSink
 
 PUBLISHED = "published"
 _ROWS = 20_000  # rows turned into text at once
+_HELD_ROWS, _HELD_BYTES = 100_000, 64 << 20  # kept until the service has taken their messages; a bundle may be all there is
 _RAW_BYTES = 4 << 20  # of a letter: as base64 in JSON it must still fit into a message
 _NOT_WRITTEN = PROVENANCE_NAMES | {RAW, KEY_HASH, RUN_ID, CONTRACT, CHANGE}
 _OF_PANES = {"pane": "_pane", "index": "_pane_index", "epoch": "_epoch"}
@@ -111,7 +112,7 @@ class PublishDeadLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships n
 
 
 class _Publish(beam.DoFn):  # type: ignore[misc]
-    """Messages go out while the bundle runs; it ends when all are published, and then says which rows were refused."""
+    """Messages go out while the bundle runs; every so many rows, and when it ends, all are waited for, and then it says which rows were refused."""
 
     def __init__(self, messages: _Messages) -> None:
         self._messages = messages
@@ -132,8 +133,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
     def start_bundle(self) -> None:
         assert self._publisher is not None
         self._publisher.drop()
-        self._batches: list[pa.RecordBatch] = []  # as given: what may yet be refused
-        self._units: list[str] = []
+        self._forget()
         self._earliest: Any = None
 
     def process(self, batch: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
@@ -145,20 +145,30 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
             yield TaggedOutput(DOOR, doors_of(batch.filter(gone), DUPLICATE))
         for first in range(0, batch.num_rows, _ROWS):
             self._add(batch.slice(first, _ROWS))
+            if self._rows >= _HELD_ROWS or self._bytes >= _HELD_BYTES:
+                yield from self._outcomes()
 
     def finish_bundle(self) -> Iterator[Any]:
+        yield from self._outcomes()
+        if self._earliest is not None:
+            yield _at((PUBLISHED, self._messages.output.name), self._earliest)
+
+    def _forget(self) -> None:
+        self._batches: list[pa.RecordBatch] = []  # as given: what may yet be refused
+        self._units: list[str] = []
+        self._rows = self._bytes = 0
+
+    def _outcomes(self) -> Iterator[Any]:
+        """What became of the rows so far, once all their messages are published or refused."""
         assert self._publisher is not None
         refused = self._publisher.finish()
-        name = self._messages.output.name
-        metrics.count(f"{name}_published", sum(b.num_rows for b in self._batches) - len(refused))
+        metrics.count(f"{self._messages.output.name}_published", self._rows - len(refused))
         why: dict[int, dict[int, str]] = {}
         for (number, row), message in refused:
             why.setdefault(number, {})[row] = message
         for number, batch in enumerate(self._batches):
             yield from self._outcome(batch, self._units[number], why.get(number, {}))
-        if self._earliest is not None:
-            yield _at((PUBLISHED, name), self._earliest)
-        self._batches, self._units = [], []
+        self._forget()
 
     def _outcome(self, batch: pa.RecordBatch, unit: str, refused: dict[int, str]) -> Iterator[Any]:
         """Counts of a batch, and letters of what was refused of it. A letter that is refused has no letter: it is in the files."""
@@ -183,6 +193,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
             return
         number, sink = len(self._batches), self._messages.sink
         self._batches.append(batch)
+        self._rows, self._bytes = self._rows + batch.num_rows, self._bytes + batch.nbytes
         masking = self._messages.masking
         shown = batch if masking is None else mask_columns(batch, masking.how, key=self._secret)
         data = self._data(shown)

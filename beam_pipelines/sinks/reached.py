@@ -6,6 +6,8 @@ was taken over may live on for a moment and get farther, but the windows it clos
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable
 
 import msgspec
@@ -13,6 +15,8 @@ import msgspec
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.places import each, join, list_files, local, read_bytes, write_bytes
 from beam_pipelines.sinks.epochs import stream_folder
+
+_LOG = logging.getLogger(__name__)
 
 
 class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,11 +60,25 @@ def starts_sql(state: str) -> str | None:
 
 
 def begin(state: str, epoch: int) -> Reached:
-    """How far the starts before `epoch` have come; from now on the account of this one counts. Call it before anything is stored."""
+    """How far the starts before `epoch` have come; from now on the account of this one counts. Call it before anything is stored.
+
+    Never past now: what no message can have said would be a start from which nothing is replayed, and no window shown.
+    """
     earlier = {number: reached for number, reached in starts(state).items() if number < epoch}
-    before = earlier[max(earlier)] if earlier else Reached()
+    before = _until_now(earlier[max(earlier)]) if earlier else Reached()
     write_progress(state, epoch, Reached(before.watermark_micros, before.watermark_micros, before.through_ms))
     return before
+
+
+def _until_now(reached: Reached) -> Reached:
+    now = time.time_ns() // 1_000
+    if reached.watermark_micros is None or reached.watermark_micros <= now:
+        return reached
+    _LOG.warning(
+        "the start before noted a watermark in the future (%d microseconds since 1970); this one begins at the time of day",
+        reached.watermark_micros,
+    )
+    return msgspec.structs.replace(reached, watermark_micros=now)
 
 
 def write_progress(state: str, epoch: int, reached: Reached) -> None:

@@ -167,14 +167,15 @@ def find_run(state: str, run_id: str) -> RunResults | None:
     return None if content is None else from_json(content)
 
 
-def expect_id(state: str, run_id: str | None, *, mode: str) -> RunResults | None:
-    """The record under this id, of a batch that is run again. Raises SpecError where a run of another kind, or a stream, has left one: it would go, or a batch would be taken for done."""
+def expect_id(state: str, run_id: str | None, *, mode: str, anew: bool = False) -> RunResults | None:
+    """The record under this id: of a batch that is run again, or of a stream whose next start gets an id of its own (`anew`). Raises SpecError where another run has left one: it would
+    go, or a batch would be taken for done."""
     found = find_run(state, run_id) if run_id is not None else None
-    if found is not None and (mode == "stream" or found.metadata.mode != mode):
+    if found is not None and (found.metadata.mode != mode or (mode == "stream" and not anew)):
         about = found.metadata
         raise SpecError(
             f"--run-id {run_id}: is taken by a {about.mode} run that began {about.started_at} ({record_path(state, about.run_id)}).",
-            hint="Choose another, or leave it out: each start then has its own. Only a batch may be run again under its id.",
+            hint="Choose another, or leave it out: each start then has its own.",
         )
     return found
 

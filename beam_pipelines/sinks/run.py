@@ -14,7 +14,8 @@ from beam_pipelines.errors import SpecError
 from beam_pipelines.places import join, parent
 from beam_pipelines.sinks.loads import Table
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LONGEST_ID = 128
+_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_ID - 1}}}")
 STAGING = ".staging"
 TOMBSTONES = "tombstones"
 """Name of the output in which a run over a range says which rows of other partitions are duplicates (see `tombstones`)."""
@@ -29,6 +30,12 @@ def utc_now() -> str:
 def new_run_id() -> str:
     """A run id that sorts by start: `20130101T120000Z-1f2e3d4c`."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def later_id(run_id: str) -> str:
+    """A run id of its own for what is started again under `run_id`: it sorts after it."""
+    own = new_run_id()
+    return f"{run_id[: _LONGEST_ID - len(own) - 1]}.{own}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class RunInfo:
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.run_id):
             raise SpecError(
-                f"run id {self.run_id!r}: expected letters, digits, '.', '_' and '-', at most 128, the first a letter or digit."
+                f"run id {self.run_id!r}: expected letters, digits, '.', '_' and '-', at most {_LONGEST_ID}, the first a letter or digit."
             )
 
 

@@ -23,9 +23,10 @@ Where retention has deleted something, what arrived since counts: of that nothin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 import duckdb
 import msgspec
@@ -43,6 +44,7 @@ from beam_pipelines.sinks.resolutions import sent_sql
 from beam_pipelines.sinks.results import OutputResult
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, doors_scan, letters_scan, scan, speed_sql
 
+_Found = TypeVar("_Found")
 _AT_SINK = "write"
 _MOST_NAMED = 10
 _READ, _DEAD, _DUPLICATE, _FILTERED, _FIRST_SINK = 1, 2, 4, 8, 4  # the last is the number of a bit
@@ -95,16 +97,23 @@ def _places(lost: Sequence[Misplaced], source: str) -> str:
 
 def stream_ledger(state: str, outputs: StreamOutputs) -> StreamLedger:
     """The ledger of everything that the stream of `state` has ever read."""
+    return _again(lambda connection: _ledger(connection, state, outputs))
+
+
+def _again(look: Callable[[duckdb.DuckDBPyConnection], _Found]) -> _Found:
+    """What `look` finds; once more where a file was merged and deleted meanwhile (see `speed_views.scan`)."""
     try:
-        return _ledger(state, outputs)
+        with duckdb.connect(":memory:") as connection:
+            return look(connection)
     except duckdb.Error as error:
         if not gone(error):
             raise
-        return _ledger(state, outputs)  # a file was merged and deleted meanwhile (see `speed_views.scan`)
+    with duckdb.connect(":memory:") as connection:
+        return look(connection)
 
 
-def _ledger(state: str, outputs: StreamOutputs) -> StreamLedger:
-    connection = reading(duckdb.connect(":memory:"), state, *(output.folder for output in outputs.outputs))
+def _ledger(connection: duckdb.DuckDBPyConnection, state: str, outputs: StreamOutputs) -> StreamLedger:
+    reading(connection, state, *(output.folder for output in outputs.outputs))
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"CREATE TABLE letters AS {_letters_sql(state, outputs)}")
     sinks = _Sinks(tuple(output.name for output in outputs.outputs if output.of == "rows"))
@@ -327,11 +336,23 @@ def _stored_output(state: str, output: SpeedOutput, ledger: StreamLedger) -> Out
     if output.of == "rows":
         rows = sum(line.written.get(output.name, 0) for line in ledger.lines)
     else:
-        sql = f"SELECT count(*) FROM ({speed_sql(state, output)})"
-        rows = int(reading(duckdb.connect(":memory:"), sql).execute(sql).fetchall()[0][0])
+        rows = _again(lambda connection: _count(connection, f"SELECT count(*) FROM ({speed_sql(state, output)})"))
     files = list(_files(output.folder, ".parquet"))
     partitions = sorted({path.removeprefix(output.folder).strip("/").rpartition("/")[0] for path in files} - {""})
-    return OutputResult(output.name, output.of, output.folder, "parquet", rows, len(files), size(files), tuple(partitions), status="stored")
+    return OutputResult(
+        output.name, output.of, output.folder, "parquet", rows, len(files), sum(map(_size, files)), tuple(partitions), status="stored"
+    )
+
+
+def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    return int(reading(connection, sql).execute(sql).fetchall()[0][0])
+
+
+def _size(path: str) -> int:
+    try:
+        return size([path])
+    except FileNotFoundError:  # it was merged since it was listed
+        return 0
 
 
 def _files(folder: str, ending: str) -> Iterator[str]:

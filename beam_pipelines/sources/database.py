@@ -25,9 +25,10 @@ from beam_pipelines.formats.columnar import positioned
 from beam_pipelines.formats.reader import DECODE, Broken
 from beam_pipelines.sources.bigquery_range import Near
 from beam_pipelines.sources.database_opened import Opened, lasting_name
+from beam_pipelines.sources.database_whole import read_split
 from beam_pipelines.sources.files import COUNTS, DEAD, ReadRows, part_read, with_provenance
-from beam_pipelines.sources.postgres import open_postgres, read_postgres
-from beam_pipelines.sources.sqlite import open_sqlite, read_sqlite
+from beam_pipelines.sources.postgres import open_postgres
+from beam_pipelines.sources.sqlite import open_sqlite
 from beam_pipelines.spec.sources import BatchSource, DatabaseSource
 
 _AT_ONCE = 5_000  # numbers in one condition
@@ -82,8 +83,7 @@ class _ReadSplit(beam.DoFn):  # type: ignore[misc]
 
 def pieces(part: Opened, ordinal: int) -> Iterator[pa.RecordBatch | Broken]:
     """The raw batches of one split, with provenance; rows without a `row_id`, or with a value that Arrow cannot hold, as Broken."""
-    read = read_sqlite if part.source.sqlite is not None else read_postgres
-    for batch in coalesce(some for whole in read(part, ordinal) for some in slices(whole)):
+    for batch in coalesce(some for whole in read_split(part, ordinal) for some in slices(whole)):
         yield from _named(batch, part)
 
 

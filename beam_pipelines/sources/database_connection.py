@@ -57,9 +57,9 @@ class Connection:
         rows: list[dict[str, Any]] = self._answer(sql).to_pylist()
         return rows
 
-    def names(self, sql: str) -> list[str]:
-        """The names of the columns that `sql` gives."""
-        return list(self._answer(sql).schema.names)
+    def schema(self, sql: str) -> pa.Schema:
+        """The columns that `sql` gives."""
+        return self._answer(sql).schema
 
     def _answer(self, sql: str) -> pa.Table:
         with contextlib.closing(self._open.cursor()) as cursor:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.formats.columnar import roots
-from beam_pipelines.spec.sources import DatabaseSource
+from beam_pipelines.spec.sources import DatabaseSource, DatabaseTable
 
 PREFIX = "database:"
 """What the `_source` of rows from a database begins with."""
@@ -58,6 +58,11 @@ class Opened:
     number: str = ""
 
 
+def as_source(table: DatabaseTable) -> DatabaseSource:
+    """What is read of a table, or answer, that is no source: all columns, and a query needs no row_id."""
+    return DatabaseSource.model_construct(**{name: getattr(table, name) for name in DatabaseTable.model_fields})
+
+
 def lasting_name(source: DatabaseSource) -> str:
     """The `_source` of rows that have a `row_id`."""
     return f"{PREFIX}{source.name}"
@@ -68,8 +73,8 @@ def named(source: DatabaseSource, moment: str) -> str:
     return lasting_name(source) if source.row_id is not None else f"{lasting_name(source)}@{moment}"
 
 
-def wanted(source: DatabaseSource, contract: Contract, names: Sequence[str], at: str) -> list[str]:
-    """The columns to read of those that the table has. Raises SpecError where the spec names another, or two have one name."""
+def wanted(source: DatabaseSource, contract: Contract | None, names: Sequence[str], at: str) -> list[str]:
+    """The columns to read of those that the table has; without a contract all. Raises SpecError where the spec names another, or two have one name."""
     for name in (*(source.columns or ()), *((source.row_id,) if source.row_id else ())):
         if name not in names:
             raise SpecError(f"{at}: unknown column {name!r}; {nearest(name, names)}")
@@ -78,7 +83,7 @@ def wanted(source: DatabaseSource, contract: Contract, names: Sequence[str], at:
         raise SpecError(f"{at}: two columns are called {twice!r}.", hint="Name one of them otherwise, with AS.")
     if source.columns is not None:
         return list(source.columns)
-    if contract.unknown_columns != "drop":
+    if contract is None or contract.unknown_columns != "drop":
         return list(names)
     asked = roots(contract) | ({source.row_id} if source.row_id else set())
     return [name for name in names if name in asked] or list(names[:1])

@@ -1,4 +1,4 @@
-"""Lookup tables from files and from BigQuery, read once per worker process when the first batch asks for them."""
+"""Lookup tables from files, BigQuery and databases, read once per worker process when the first batch asks for them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ from beam_pipelines.arrow.conform import conform_batch
 from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.engine import as_batch
 from beam_pipelines.arrow.enrich import LookupTable, lookup_table
-from beam_pipelines.errors import RunError, SourceError, SpecError
+from beam_pipelines.errors import RunError, SourceError, SpecError, TransientError, nearest
 from beam_pipelines.formats.compression import codec_of, decompress
 from beam_pipelines.formats.options import CsvFormat, Format
 from beam_pipelines.formats.reader import DamagedStream
 from beam_pipelines.places import open_read
+from beam_pipelines.pubsub_service import back_off_s
 from beam_pipelines.sources.bigquery_session import changed, read_table
+from beam_pipelines.sources.database_whole import open_whole, read_whole
 from beam_pipelines.sources.files import list_files, list_versions
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sources import AnyLookup, BigQueryLookup
+from beam_pipelines.spec.sources import AnyLookup, BigQueryLookup, DatabaseLookup, LookupSource
 
 _LOG = logging.getLogger(__name__)
 _MAX_EXPANSION = 1000
 _PATIENCE_S = 120.0  # with a service that does not answer
+_PATIENCE_DATABASE_S = 30.0  # with a server that does not, as while it restarts
 _PATIENCE_HELD_S = 5.0  # where a table is held, and rows wait for another
 _MOST = 16  # tables held by a process
 
 
 @dataclass(frozen=True)
 class FileLookup:
-    """A lookup's files, or its table or query of BigQuery; calling it gives the table, the same object for all batches of a worker process.
+    """A lookup's files, or its table or query of BigQuery or of a database; calling it gives the table, the same object for all batches of a worker process.
 
     `job` tells the jobs of one process apart: each reads the files anew, and runs a query once for all its workers. An `endless` job reads them again after the
     lookup's `refresh`; files that cannot be read then leave the table as it was, with a warning, until they can.
@@ -80,7 +83,7 @@ class FileLookup:
         except (RunError, SpecError) as error:
             if held is None:
                 raise
-            what = "table" if isinstance(self.source, BigQueryLookup) else "files"
+            what = "files" if isinstance(self.source, LookupSource) else "table"
             _LOG.warning("lookup '%s' stays as it was, its %s cannot be read: %s", self.name, what, error)
             return held.table
 
@@ -97,9 +100,12 @@ def versions_of(spec: PipelineSpec, lookups: Mapping[str, FileLookup]) -> tuple[
 
 
 def state_of(source: AnyLookup) -> object:
-    """What differs when the lookup's content may: its files as they are, when its table was changed; of a query that is not known, and it is never the same."""
+    """What differs when the lookup's content may: its files as they are, when its table of BigQuery was changed; of a query there that is not known, and it is never
+    the same. A database does not say when a table was changed: it is read."""
     if isinstance(source, BigQueryLookup):
         return changed(source, who="lookups") or uuid.uuid4().hex
+    if isinstance(source, DatabaseLookup):
+        return _loaded(source.table or "query", source, "", _PATIENCE_S).version
     return list(list_versions(source.patterns).items())
 
 
@@ -115,12 +121,32 @@ _held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
 
 
 def _loaded(name: str, source: AnyLookup, job: str, patience_s: float) -> LookupTable:
-    if isinstance(source, BigQueryLookup):
-        table = as_batch(read_table(source, who=f"lookup '{name}'", job=job, patience_s=patience_s))
-        return lookup_table(_typed(table, source.columns or {}, name), name=name, key=source.keys, duplicates=source.duplicates)
-    tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
-    table = as_batch(pa.concat_tables(tables, promote_options="permissive"))
+    table = as_batch(_rows(name, source, job, patience_s))
     return lookup_table(_typed(table, source.columns or {}, name), name=name, key=source.keys, duplicates=source.duplicates)
+
+
+def _rows(name: str, source: AnyLookup, job: str, patience_s: float) -> pa.Table:
+    if isinstance(source, BigQueryLookup):
+        return read_table(source, who=f"lookup '{name}'", job=job, patience_s=patience_s)
+    if isinstance(source, DatabaseLookup):
+        return _from_database(source, f"lookup '{name}': {source.name}", min(patience_s, _PATIENCE_DATABASE_S))
+    tables = [_read(path, size, source.format, name) for path, size in list_files(source.patterns)]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _from_database(source: DatabaseLookup, at: str, patience_s: float) -> pa.Table:
+    """All rows, read again from the first where the server does not answer or the connection breaks: a worker of a stream begins while it restarts."""
+    begun_s, failures = time.monotonic(), 0
+    while True:
+        try:
+            return read_whole(open_whole(source, at))
+        except TransientError as error:
+            if time.monotonic() - begun_s >= patience_s:
+                raise
+            failures += 1
+            if failures == 1:
+                _LOG.warning("%s It is asked again for %.0f s.", error.message, patience_s)
+            time.sleep(back_off_s(failures))
 
 
 def _read(path: str, size: int, fmt: Format, name: str) -> pa.Table:
@@ -170,7 +196,7 @@ def _typed(table: pa.RecordBatch, columns: Mapping[str, str], name: str) -> pa.R
     """The table with the types the spec gives. Raises RunError for the first value that does not fit."""
     unknown = [c for c in columns if c not in table.schema.names]
     if unknown:
-        raise SpecError(f"lookup '{name}': its files have no column {unknown[0]!r}; they have {', '.join(table.schema.names)}")
+        raise SpecError(f"lookup '{name}': no column {unknown[0]!r} to give a type;", hint=nearest(unknown[0], table.schema.names))
     if not columns:
         return table
     contract = Contract(columns={c: Column(type=kind) for c, kind in columns.items()})

@@ -68,9 +68,10 @@ class _Relation(NamedTuple):
 
 
 def open_postgres(
-    source: DatabaseSource, contract: Contract, at: str, *, near: Near | None = None, splits: int | None = None
+    source: DatabaseSource, contract: Contract | None, at: str, *, near: Near | None = None, splits: int | None = None
 ) -> Opened:  # fmt: skip
     """What is to be read, looked up in the catalog; `splits`: at most so many, in place of the spec's. In a run, the connection stays open until the run ends.
+    Without a contract all columns of all rows are read by one, at once: rows need no place, and no connection stays.
 
     Raises SpecError where the server does not understand what the spec says, SourceError where there is no such table or no permission, TransientError where no
     server answers.
@@ -78,19 +79,21 @@ def open_postgres(
     connection = Connection(source, at)
     held = False
     try:
-        _begin(connection)
-        snapshot = _exported(connection, at) if can_hold() else None
+        begin(connection)
+        snapshot = _exported(connection, at) if contract is not None and can_hold() else None
         [server] = connection.ask(
             "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int4 AS number, "
             """to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment"""
         )
-        found = _relation(connection, source, at)
-        if found.placeless and source.row_id is None:
+        found = relation_of(connection, source, at)
+        if contract is None:
+            found = found._replace(placeless="nobody asks where rows lie")
+        elif found.placeless and source.row_id is None:
             raise SpecError(
                 f"{at}: {found.placeless}; got no row_id.", hint="Say which integer column is different in every row: row_id: id."
             )
         columns = wanted(source, contract, found.names, at)
-        types = _types(connection, found.sql, columns)
+        types = types_of(connection, found.sql, columns)
         _check_row_id(source, dict(zip(columns, types, strict=True)), at)
         conditions = _conditions(connection, source, found, near)
         many = (splits or source.max_splits) if not found.placeless and not found.together and server["number"] >= 140_000 else 1
@@ -115,7 +118,8 @@ def open_postgres(
             connection.close()
 
 
-def _begin(connection: Connection, snapshot: str | None = None) -> None:
+def begin(connection: Connection, snapshot: str | None = None) -> None:
+    """Opens a transaction that only reads, in the snapshot, whose texts do not depend on the server's settings."""
     connection.ask(_BEGIN)
     if snapshot is not None:
         connection.ask(f"SET TRANSACTION SNAPSHOT {text(snapshot)}")
@@ -132,21 +136,22 @@ def _exported(connection: Connection, at: str) -> str | None:
     except BeamPipelinesError as error:
         _LOG.warning("%s: the server exports no snapshot, so one worker reads it all: %s", at, error.message.removeprefix(f"{at}: "))
         connection.ask("ROLLBACK")
-        _begin(connection)
+        begin(connection)
         return None
 
 
-def _relation(connection: Connection, source: DatabaseSource, at: str) -> _Relation:
+def relation_of(connection: Connection, source: DatabaseSource, at: str) -> _Relation:
+    """Raises SourceError where there is no such table or no permission, SpecError where it is no table or the query is wrong."""
     if source.query is not None:
         sql = f"(\n{source.query.strip().rstrip(';')}\n)"
-        return _Relation(sql, connection.names(f"SELECT * FROM {sql} AS q LIMIT 0"), [], "rows of a query have no place")
+        return _Relation(sql, connection.schema(f"SELECT * FROM {sql} AS q LIMIT 0").names, [], "rows of a query have no place")
     table = source.table or ""
     found = connection.ask(
         "SELECT c.oid::int8 AS oid, c.relkind::text AS kind, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, row_security_active(c.oid) AS guarded, has_table_privilege(c.oid, 'SELECT') AS whole "
         f"FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass({text(table)})::oid"
     )
     if not found:
-        raise SourceError(f"{at}: there is no table {table}; {nearest(table, _tables(connection))}")
+        raise SourceError(f"{at}: there is no table {table}; {nearest(table, tables_of(connection))}")
     [one] = found
     if one["kind"] not in "rpmvf":
         raise SpecError(f"{at}: {table} is no table or view.")
@@ -169,7 +174,7 @@ def _relation(connection: Connection, source: DatabaseSource, at: str) -> _Relat
     return _Relation(name, names, leaves, why, together)
 
 
-def _tables(connection: Connection) -> list[str]:
+def tables_of(connection: Connection) -> list[str]:
     """What one could have meant: with the schema where the name alone is not found."""
     rows = connection.ask(
         "SELECT CASE WHEN pg_table_is_visible(c.oid) THEN '' ELSE quote_ident(n.nspname) || '.' END || quote_ident(c.relname) AS name "
@@ -191,7 +196,7 @@ def _leaves(connection: Connection, table: str) -> list[dict[str, Any]]:
     )
 
 
-def _types(connection: Connection, relation: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def types_of(connection: Connection, relation: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """The type of each column, of a domain the type below; `item` is that of an array's items."""
     each = ", ".join(f"pg_typeof(q.{quoted(name)})::oid" for name in names)
     return connection.ask(
@@ -217,7 +222,7 @@ def _conditions(connection: Connection, source: DatabaseSource, found: _Relation
         connection.ask(f"SELECT 1 AS tried FROM {found.sql} AS q WHERE {given[0]} LIMIT 0")
     if near is None or near.column not in found.names:
         return tuple(given)
-    [kind] = _types(connection, found.sql, [near.column])
+    [kind] = types_of(connection, found.sql, [near.column])
     if kind["oid"] != _TIMESTAMPTZ:
         return tuple(given)
     column = quoted(near.column)
@@ -345,7 +350,7 @@ class _Reading:
         opened = self._opened
         connection = Connection(opened.source, opened.at)
         try:
-            _begin(connection, opened.snapshot)
+            begin(connection, opened.snapshot)
         except BeamPipelinesError as error:
             connection.close()
             said = error.message.removeprefix(opened.at)  # without the table's name
@@ -417,6 +422,15 @@ def _numbers(ctid: pa.Array) -> npt.NDArray[np.int64]:
         stored.buffers()[2], np.dtype([("page", ">u4"), ("row", ">u2")]), count=len(stored), offset=int(offsets[0]) if len(stored) else 0
     )
     return (pairs["page"].astype(np.int64) << 16) | pairs["row"].astype(np.int64)
+
+
+def schema_of(opened: Opened) -> pa.Schema:
+    """What batches of it would have, where there is no row."""
+    connection = Connection(opened.source, opened.at)
+    try:
+        return connection.schema(f"{_select(opened, opened.splits[0][0], None)} LIMIT 0")
+    finally:
+        connection.close()
 
 
 def _select(opened: Opened, part: Part, after: int | None) -> str:

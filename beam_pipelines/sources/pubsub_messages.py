@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipelines.arrow.message_positions import DECIMAL, POSITION_BITS, Micros, message_positions
-from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, UTC_MICROS, provenance
+from beam_pipelines.arrow.schema import ARRIVAL, MESSAGES, PUBLISH_TIME, UTC_MICROS, provenance
 
 Mask = npt.NDArray[np.bool_]
 
@@ -27,13 +27,15 @@ _ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
 _PLAIN_MICROS = pa.timestamp("us")
 # Below these an epoch is in seconds, milliseconds, microseconds: each bound is the year 5138.
 _EPOCHS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
+AHEAD_MICROS = 86_400_000_000
+"""So long after its publish time a message may say that it arrived: a clock that is fast, a time zone left out. No message arrives later than it was published by more."""
 AS_SOURCE, AS_POSITION, AS_ARRIVAL = (f"beam_pipelines.replayed.{what}" for what in ("source", "position", "arrival"))
 """Attributes of a message that is sent again: the subscription, position and arrival (microseconds) that it had."""
 
 
 class Pulled(NamedTuple):
     """One answer to a pull: the rows (MESSAGES), their ack ids in the same order, and which rows' arrival says nothing about now: it could not be
-    read, or is that of a message that is sent again. `carriers` are the positions that the messages themselves have; None where they are the rows',
+    read or believed, or is that of a message that is sent again. `carriers` are the positions that the messages themselves have; None where they are the rows',
     as they are unless a message is sent again."""
 
     rows: pa.RecordBatch
@@ -73,7 +75,8 @@ class Known(NamedTuple):
 def pulled(received: Sequence[Any], *, source: str, attribute: str | None) -> Pulled:
     """`received` (protobuf messages `ReceivedMessage`, not their wrappers) as a batch with provenance.
 
-    The arrival time is that of the attribute; where it is missing or unreadable, and without an attribute, the publish time.
+    The arrival time is that of the attribute; where it is missing, unreadable or more than a day after the publish time, and without an attribute, the
+    publish time.
     """
     ack_ids, parts = _fields(received)
     known = parts.known(source=source, attribute=attribute)
@@ -89,7 +92,9 @@ def rows_of(
     """
     arrival, unreadable = publish, np.zeros(len(ids), np.bool_)
     if attribute is not None:
-        arrival, unreadable = arrival_times(attribute_of(attributes, attribute), publish)
+        said, unreadable = arrival_times(attribute_of(attributes, attribute), publish)
+        unreadable = unreadable | (said > publish + AHEAD_MICROS)
+        arrival = np.where(unreadable, publish, said)
     positions = message_positions(ids, publish)
     carriers = None
     again = sent_again(attributes, source, publish, latest_is_publish=attribute is None)
@@ -223,6 +228,24 @@ def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 def instants(micros: Micros) -> pa.Array:
     """Microseconds as timestamps."""
     return pa.array(micros).view(UTC_MICROS)
+
+
+def clocked(batch: pa.RecordBatch) -> Micros:
+    """What messages tell the arrival clock, in microseconds: when they arrived, and no later than they were published, which no clock of a producer can put into the future."""
+    found: Micros = np.minimum(arrivals(batch), _published(batch))
+    return found
+
+
+def clocked_again(batch: pa.RecordBatch) -> Micros:
+    """The same of messages of the archive. It does not say whose arrival was unreadable: those that have their publish time, and, if an earlier version wrote them, one far ahead of it."""
+    arrival, published = arrivals(batch), _published(batch)
+    known: Micros = clocked(batch)[(arrival != published) & (arrival <= published + AHEAD_MICROS)]
+    return known
+
+
+def _published(batch: pa.RecordBatch) -> Micros:
+    micros: Micros = batch.column(PUBLISH_TIME).cast(pa.int64()).to_numpy()
+    return micros
 
 
 def arrivals(batch: pa.RecordBatch) -> Micros:

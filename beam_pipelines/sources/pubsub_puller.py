@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipelines import draining, durable
-from beam_pipelines.arrow.schema import POSITION, PUBLISH_TIME, as_archived, of_source
+from beam_pipelines.arrow.schema import POSITION, as_archived, of_source
 from beam_pipelines.errors import BeamPipelinesError, RunError, SourceError
 from beam_pipelines.sources.pubsub_calls import Subscription, back_off_s, code, is_transient, refused, requests
 from beam_pipelines.sources.pubsub_held import Held, extend
 from beam_pipelines.sources.pubsub_marks import Marks
-from beam_pipelines.sources.pubsub_messages import arrivals, pulled
+from beam_pipelines.sources.pubsub_messages import arrivals, clocked, clocked_again, pulled
 from beam_pipelines.sources.pubsub_out import Out
 from beam_pipelines.sources.pubsub_outbox import Outbox
 from beam_pipelines.sources.pubsub_pulling import Answer, Delivery, PullSettings, PullStatus
@@ -343,11 +343,11 @@ class Puller:
             self._count(redelivered=len(fresh) - int(fresh.sum()))
             rows, unreadable = rows.filter(pa.array(fresh)), unreadable[fresh]
             positions = rows.column(POSITION).to_pylist()
-        clocked = arrivals(rows)[~unreadable]
-        self._watermark.pulled(clocked)
+        times = clocked(rows)[~unreadable]
+        self._watermark.pulled(times)
         self._count(unreadable=int(unreadable.sum()))
         if positions:
-            self._waiting.add(Parcel(rows, positions, size, since, int(clocked.min()) if len(clocked) else None))
+            self._waiting.add(Parcel(rows, positions, size, since, int(times.min()) if len(times) else None))
 
     def _due(self) -> bool:
         """Whether an element is to be handed out: when enough wait, when one has waited long enough, or when no more can come."""
@@ -370,8 +370,7 @@ class Puller:
                 self._replay = None
             return None
         times = arrivals(batch)
-        published = batch.column(PUBLISH_TIME).cast(pa.int64()).to_numpy()
-        self._watermark.replayed(times if self.settings.attribute is None else times[times != published])
+        self._watermark.replayed(times if self.settings.attribute is None else clocked_again(batch))
         self._count(replayed=batch.num_rows)
         return Delivery(as_archived(of_source(batch, self.settings.number)), [], self._watermark.stamp(times))
 
@@ -388,7 +387,7 @@ class Puller:
         self._watermark.hold()
 
     def _end_if_drained(self) -> None:
-        quiet = not (self._pulling or self._beat or self._answers or len(self._waiting))
+        quiet = not (self._pulling or self._beat or self._unsorted or len(self._waiting))
         if self._state == "draining" and quiet and not self.ended:
             reported = self._read_watermark()
             draining.end(_NEVER if reported is None else reported)

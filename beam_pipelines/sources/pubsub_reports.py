@@ -57,7 +57,16 @@ def ask_to_end(folder: str) -> None:
     create_new(join(folder, _DRAIN), b"")
 
 
-def reports(folder: str) -> dict[str, Report]:
-    """The newest report of each source, by process and source."""
+def reports(folder: str, *, unread: dict[str, str] | None = None) -> dict[str, Report]:
+    """The newest report of each source, by process and source. What cannot be read is left out, and `unread` says of it why: another version wrote it, or not
+    all of it is there."""
     found = {name: read_bytes(join(folder, name)) for name in list_files(folder) if name.endswith(".json")}
-    return {name: msgspec.json.decode(content, type=Report) for name, content in found.items() if content}
+    known: dict[str, Report] = {}
+    for name, content in found.items():
+        try:
+            if content:
+                known[name] = msgspec.json.decode(content, type=Report)
+        except msgspec.MsgspecError as error:
+            if unread is not None:
+                unread[name] = str(error)
+    return known

@@ -2,7 +2,8 @@
 
     pulls answer with messages     the oldest arrival pulled within the last second, or waiting to be handed out; and not past what
                                    was pulled before that second, for the first answer need not hold the oldest message
-    pulls answer with none (idle)  the newest arrival + the time since, minus a grace: the arrival clock runs on
+    pulls answer with none (idle)  the newest arrival + the time since, minus a grace: the arrival clock runs on; with publish times the time of day,
+                                   minus that grace and what our clock may be fast
     pulls fail or do not answer    it stands still
     the archive is being replayed  it is held at the time from which on the archive is replayed
 
@@ -20,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 _NEWEST = 1_000  # arrivals the arrival clock is set by
-_IGNORED = 100  # of these one in so many, the newest, may be wrong: a message from the future must not make all others late
+_IGNORED = 100  # of these one in so many, the newest, may be wrong: one that says now must not make all of a replay late
+_PULLS = 100  # by which the service's clock is known
+_FAST_MOST = 10_000_000  # microseconds our clock is taken to be fast: what is more may as well be a backlog
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Watermark:
         self._no_message: float | None = None  # the last answer without one
         self._lately: deque[tuple[float, npt.NDArray[np.int64]]] = deque()  # what was pulled within the last second
         self._newest = np.empty(0, np.int64)  # of what was pulled before
+        self._old: deque[int] = deque(maxlen=_PULLS)  # microseconds, by our clock, since the newest message of an answer was published
         self._warm = False
 
     def begin(self) -> None:
@@ -67,6 +71,7 @@ class Watermark:
         if len(arrivals):
             self._lately.append((self._quiet_since, arrivals))
             self._set_at = self._quiet_since
+            self._old.append(self._wall_micros() - int(arrivals.max()))
 
     def replayed(self, arrivals: npt.NDArray[np.int64]) -> None:
         """Messages of the archive: they set the arrival clock, not the watermark."""
@@ -129,9 +134,13 @@ class Watermark:
 
     def _idle(self, now: float) -> int | None:
         grace = round(self._patience.grace_s * 1e6)
-        of_day = [self._wall_micros() - grace] if self._publish_clock else []
+        of_day = [self._wall_micros() - self._fast() - grace] if self._publish_clock else []
         run_on = [self._arrival_clock() + round((now - self._set_at) * 1e6) - grace] if len(self._newest) else []
         return max(of_day + run_on, default=None)
+
+    def _fast(self) -> int:
+        """How fast our clock is at most: no message is pulled before it is published."""
+        return min(max(0, min(self._old, default=0)), _FAST_MOST)
 
     def _stirred(self) -> None:
         self._quiet_since, self._no_message = self._now_s(), None

@@ -24,13 +24,16 @@ _FIRST = "$first"
 _NUMBERED = ("rowid", "_rowid_", "oid")  # SQLite's names of a row's number, of which a column may take one or two
 
 
-def open_sqlite(source: DatabaseSource, contract: Contract, at: str) -> Opened:
-    """What is to be read. Raises SpecError where SQLite does not understand what the spec says, SourceError where there is no such file or table."""
+def open_sqlite(source: DatabaseSource, contract: Contract | None, at: str) -> Opened:
+    """What is to be read; without a contract all columns of all rows, which need no place.
+
+    Raises SpecError where SQLite does not understand what the spec says, SourceError where there is no such file or table.
+    """
     connection = Connection(source, at)
     try:
         [server] = connection.ask("SELECT sqlite_version() AS version")
-        relation, kinds, numbered = _relation(connection, source, at)
-        if numbered is None and source.row_id is None:
+        relation, kinds, numbered = relation_of(connection, source, at)
+        if contract is not None and numbered is None and source.row_id is None:
             raise SpecError(
                 f"{at}: rows of a view, a query or a table WITHOUT ROWID have no place; got no row_id.",
                 hint="Say which integer column is different in every row: row_id: id.",
@@ -48,13 +51,13 @@ def open_sqlite(source: DatabaseSource, contract: Contract, at: str) -> Opened:
         connection.close()
 
 
-def _relation(connection: Connection, source: DatabaseSource, at: str) -> tuple[str, dict[str, str], str | None]:
+def relation_of(connection: Connection, source: DatabaseSource, at: str) -> tuple[str, dict[str, str], str | None]:
     """What FROM has, the declared type of each column, and the name of the row's number, if it has one."""
     if source.query is not None:
         sql = f"(\n{source.query.strip().rstrip(';')}\n)"
-        return sql, dict.fromkeys(connection.names(f"SELECT * FROM {sql} AS q LIMIT 0"), ""), None
-    found = connection.ask("SELECT name, type, wr FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite_%'")
-    one = next((row for row in found if row["name"].lower() == str(source.table).strip('"').lower()), None)
+        return sql, dict.fromkeys(connection.schema(f"SELECT * FROM {sql} AS q LIMIT 0").names, ""), None
+    found = tables_of(connection)
+    one = next((row for row in found if str(source.table).lower() in (row["name"].lower(), quoted(row["name"]).lower())), None)
     if one is None:
         raise SourceError(f"{at}: there is no table {source.table}; {nearest(str(source.table), [row['name'] for row in found])}")
     columns = connection.ask(f"SELECT name, type FROM pragma_table_xinfo({text(one['name'])}) WHERE hidden <> 1")
@@ -62,6 +65,11 @@ def _relation(connection: Connection, source: DatabaseSource, at: str) -> tuple[
     free = next((name for name in _NUMBERED if name not in taken), None)
     has_number = one["type"] == "table" and not one["wr"]
     return quoted(one["name"]), {row["name"]: row["type"] for row in columns}, free if has_number else None
+
+
+def tables_of(connection: Connection) -> list[dict[str, Any]]:
+    """Name and kind of each table and view; `wr`: it is WITHOUT ROWID."""
+    return connection.ask("SELECT name, type, wr FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite_%' ORDER BY name")
 
 
 def read_sqlite(opened: Opened, split: int) -> Iterator[pa.RecordBatch]:

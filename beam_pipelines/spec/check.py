@@ -15,12 +15,13 @@ from beam_pipelines.spec.check_contract import check_contract, check_zone
 from beam_pipelines.spec.check_outputs import check_aggregate, check_sinks
 from beam_pipelines.spec.check_retention import check_retention
 from beam_pipelines.spec.check_steps import check_step
+from beam_pipelines.spec.cuts import unjoined_of
 from beam_pipelines.spec.document import Document
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
 from beam_pipelines.spec.secrets import absent_here, check_reference, passwords_of, secrets_of
-from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, BigQueryLookup, TableSource
+from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, LookupSource, TableSource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
 
@@ -160,7 +161,7 @@ def _check_format(document: Document, path: Path, fmt: Format, spec: PipelineSpe
 
 
 def _check_lookup(document: Document, path: Path, lookup: AnyLookup) -> None:
-    if not isinstance(lookup, BigQueryLookup):
+    if isinstance(lookup, LookupSource):
         _check_patterns(document, (*path, "files"), lookup.patterns)
         _check_format(document, (*path, "format"), lookup.format, None)
     if not lookup.keys:
@@ -291,6 +292,12 @@ def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
         notes.append(f"Key columns {', '.join(dropped)} are masked in the outputs: written rows cannot be told apart by their key.")
     if not any(sink.from_ == "dead_letters" for sink in spec.sinks):
         notes.append("No sink takes dead_letters: they go to the state folder, where `dlq inspect` finds them.")
+    for name, column in unjoined_of(spec).items():
+        how = f"partition_by: [day({column})]" if column else "a contract.event_time, and partitions by it"
+        notes.append(
+            f"'{name}' is not partitioned by its time: once a batch has written it, `query` shows the batch's and nothing of the stream's. "
+            f"One table of both needs {how}."
+        )
     unused = [n for n in spec.aggregates if not any(sink.from_ == n for sink in spec.sinks)]
     if unused:
         notes.append(f"No sink takes {', '.join(unused)}: it is computed for nothing.")

@@ -226,8 +226,8 @@ def resolve_paths(document: Document, directory: str) -> None:
                 return resolve_path(value, directory)
             if path in (("hmac_key",), ("dead_letters", "raw_key")) and value.startswith("file:"):
                 return "file:" + resolve_path(value.removeprefix("file:"), directory)
-            if path[:2] == ("sources", "batch") and path[3:] in (("database",), ("password",)):
-                scheme = "sqlite:///" if path[3] == "database" else "file:"
+            if _is_of_database(path):
+                scheme = "sqlite:///" if path[-1] == "database" else "file:"
                 return scheme + resolve_path(value.removeprefix(scheme), directory) if value.startswith(scheme) else value
             return value
         if isinstance(value, tuple):
@@ -237,6 +237,12 @@ def resolve_paths(document: Document, directory: str) -> None:
         return value
 
     document.value = at(document.value, ())
+
+
+def _is_of_database(path: Path) -> bool:
+    """Whether it is the place or the password of a source's or a lookup's database."""
+    within = 3 if path[:2] == ("sources", "batch") else 2 if path[:1] == ("lookups",) else len(path)
+    return path[within:] in (("database",), ("password",))
 
 
 def place_tables(document: Document, directory: str) -> None:

@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from beam_pipelines.arrow.partition import Partition, parse_partition
-from beam_pipelines.arrow.ranges import FINEST_FIRST, Range, show_instant, show_range, widened
+from beam_pipelines.arrow.partition import Partition
+from beam_pipelines.arrow.ranges import Range, show_instant, show_range, widened
 from beam_pipelines.errors import SpecError
+from beam_pipelines.spec.cuts import WINDOW, cut_of
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.sinks import ParquetSink, Sink
 
@@ -107,9 +108,8 @@ def _cuts(spec: PipelineSpec, time: str) -> Iterator[_Cut]:
         if sink.from_ == "dead_letters":
             _check_letters(sink, where)
             continue
-        column = time if sink.from_ == "rows" else "_window_start"
-        by = [parse_partition(p) for p in sink.destination.partition_by] if isinstance(sink.destination, ParquetSink) else []
-        finest = next((p for unit in FINEST_FIRST for p in by if (p.transform, p.column) == (unit, column)), None)
+        column = time if sink.from_ == "rows" else WINDOW
+        finest = cut_of(sink, column)
         if finest is None:
             raise SpecError(
                 f"{where} is not partitioned by {column}: a run over a range cannot replace a part of it.",

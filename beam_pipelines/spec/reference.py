@@ -26,6 +26,7 @@ _SECTIONS = {
     "Arrival": "sources.*[].arrival",
     "LookupSource": "lookups.NAME",
     "BigQueryLookup": "lookups.NAME: bigquery",
+    "DatabaseLookup": "lookups.NAME: database",
     "TransformStep": "transform[]",
     "Apply": "transform[].apply",
     "LookupStep": "transform[].lookup",
@@ -83,6 +84,9 @@ sinks:
     - {database: "postgresql://reader@db.example:5432/shop", table: public.orders, where: "status <> 'draft'", password: "env:SHOP_PASSWORD"}
     - {database: "sqlite:///shop.db", query: "SELECT * FROM orders JOIN customers USING (customer_id)", row_id: order_id}""",
     "LookupSource": "lookups:\n  airports: {files: airports.csv, format: csv, key: faa, columns: {lat: float64}, refresh: 1h}",
+    "DatabaseLookup": """lookups:
+  customers: {database: "postgresql://reader@db.example:5432/shop", table: public.customers, key: id, password: "env:SHOP_PASSWORD", refresh: 1h}
+  rates:     {database: "sqlite:///rates.db", query: "SELECT day, currency, rate FROM rates", key: [day, currency], columns: {day: date}}""",
     "TransformStep": """transform:
   - filter: "dep_time IS NOT NULL"
   - lookup: {from: airports, on: dest, take: {dest_name: name}}

@@ -79,8 +79,10 @@ def secrets_of(spec: PipelineSpec) -> dict[str, str]:
 
 
 def passwords_of(spec: PipelineSpec) -> dict[str, str]:
-    """The references of the passwords with which a batch reads databases, by the place in the spec that names each."""
-    found = {f"sources.batch[{n}].password": getattr(source, "password", None) for n, source in enumerate(spec.sources.batch)}
+    """The references of the passwords with which databases are read, by the place in the spec that names each."""
+    named: dict[str, object] = {f"sources.batch[{n}]": source for n, source in enumerate(spec.sources.batch)}
+    named |= {f"lookups.{name}": lookup for name, lookup in spec.lookups.items()}
+    found = {f"{at}.password": getattr(table, "password", None) for at, table in named.items()}
     return {place: ref for place, ref in found.items() if ref is not None}
 
 

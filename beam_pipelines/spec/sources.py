@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -162,29 +163,18 @@ _PASSWORDED = re.compile(r"://[^/?#@]*:(?!\d+(?:/|$)).*@")  # also one with char
 _SECRETS = frozenset({"password", "sslpassword", "passwd", "pwd"})
 
 
-class DatabaseSource(_Tables):
-    """A table of PostgreSQL or SQLite, or the answer of a query, read as Arrow by ADBC; needs `beam-pipelines[databases]`."""
+class DatabaseTable(_Tables):
+    """What of a database is read: a table of PostgreSQL or SQLite, or the answer of a query."""
 
     database: str = Field(
         description="`postgresql://USER@HOST:PORT/DATABASE`, with libpq's parameters behind a `?`, or `sqlite:///PATH`. Never with a password."
     )
     table: str | None = Field(None, description='The table, as SQL writes it: `orders`, `public.orders`, `"Orders"`; or `query`.')
-    query: str | None = Field(None, description="One SELECT, whose answer is read; needs `row_id`.")
-    columns: tuple[str, ...] | None = Field(
-        None,
-        min_length=1,
-        description="The columns that are read; default: all, or where the contract drops unknown columns, those it names.",
-    )
+    query: str | None = Field(None, description="One SELECT, whose answer is read.")
     where: str | None = Field(None, description="A condition of the table's columns, in the database's SQL: other rows are not read.")
-    row_id: str | None = Field(
-        None,
-        description="An integer column that is different in every row: rows then keep their identity from run to run, by which a run over a range finds duplicates elsewhere.",
-    )
-    max_splits: int = Field(8, ge=1, le=256, description="How many workers may read a PostgreSQL table at once; each has a connection.")
     password: str | None = Field(
         None, description="The password as a secret reference; default: PGPASSWORD or a password file where the workers run, as libpq does."
     )
-    arrival: Arrival | None = Field(None, description="When a row arrived, by a column; default: unknown, which is on time.")
 
     @field_validator("database")
     @classmethod
@@ -225,17 +215,12 @@ class DatabaseSource(_Tables):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.table is None) == (self.query is None):
-            raise ValueError("a database source needs exactly one of 'table' and 'query'")
+            raise ValueError("a database needs exactly one of 'table' and 'query'")
         for name in ("table", "query", "where"):
             if (given := getattr(self, name)) is not None and not given.strip():
                 raise ValueError(f"{name} is empty")
-        for name in ("where", "columns"):
-            if self.query is not None and getattr(self, name) is not None:
-                raise ValueError(f"{name!r} is for a table; write it into the query")
-        if self.query is not None and self.row_id is None:
-            raise ValueError("a query needs 'row_id': an integer column of its answer that is different in every row")
-        if self.columns is not None and self.row_id is not None and self.row_id not in self.columns:
-            raise ValueError(f"row_id {self.row_id!r} is not among 'columns'; add it")
+        if self.query is not None and self.where is not None:
+            raise ValueError("'where' is for a table; write it into the query")
         if self.sqlite is not None and self.password is not None:
             raise ValueError("'password' is for a server; SQLite has none")
         return self
@@ -260,14 +245,44 @@ class DatabaseSource(_Tables):
         return f"{self.place}/{what}"
 
 
+class DatabaseSource(DatabaseTable):
+    """A table of PostgreSQL or SQLite, or the answer of a query, read as Arrow by ADBC; needs `beam-pipelines[databases]`."""
+
+    query: str | None = Field(None, description="One SELECT, whose answer is read; needs `row_id`.")
+    columns: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="The columns that are read; default: all, or where the contract drops unknown columns, those it names.",
+    )
+    row_id: str | None = Field(
+        None,
+        description="An integer column that is different in every row: rows then keep their identity from run to run, by which a run over a range finds duplicates elsewhere.",
+    )
+    max_splits: int = Field(8, ge=1, le=256, description="How many workers may read a PostgreSQL table at once; each has a connection.")
+    arrival: Arrival | None = Field(None, description="When a row arrived, by a column; default: unknown, which is on time.")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.query is not None and self.columns is not None:
+            raise ValueError("'columns' is for a table; write it into the query")
+        if self.query is not None and self.row_id is None:
+            raise ValueError("a query needs 'row_id': an integer column of its answer that is different in every row")
+        if self.columns is not None and self.row_id is not None and self.row_id not in self.columns:
+            raise ValueError(f"row_id {self.row_id!r} is not among 'columns'; add it")
+        return self
+
+
+def _meant(given: Any, words: Mapping[str, type[Model]], default: type[Model]) -> str:
+    """Which model a source or lookup is meant to be: one whose word is among its keys, or nearly, and none says `files`; else the `default`."""
+    if not isinstance(given, dict):
+        return type(given).__name__ if isinstance(given, tuple(words.values())) else default.__name__
+    keys = [str(key) for key in given]
+    near = (model for word, model in words.items() if "files" not in keys and get_close_matches(word, keys, n=1, cutoff=0.75))
+    return next(near, default).__name__
+
+
 def _kind(source: Any) -> str:
-    """Which model a source is meant to be: an archive, a table of BigQuery or of a database where a key says so, or nearly, and none says `files`."""
-    if isinstance(source, dict) and "files" not in source:
-        keys = [str(key) for key in source]
-        for word, kind in (("archive", ArchiveSource), ("database", DatabaseSource), ("bigquery", BigQuerySource)):
-            if get_close_matches(word, keys, n=1, cutoff=0.75):
-                return kind.__name__
-    return type(source).__name__ if isinstance(source, ArchiveSource | TableSource) else FileSource.__name__
+    return _meant(source, {"archive": ArchiveSource, "database": DatabaseSource, "bigquery": BigQuerySource}, FileSource)
 
 
 TableSource = BigQuerySource | DatabaseSource
@@ -352,8 +367,8 @@ class LookupSource(Model):
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
-class BigQueryLookup(BigQueryTable):
-    """A table held by every worker, read from BigQuery."""
+class TableLookup(_Tables):
+    """A table held by every worker, whose columns have types of their own."""
 
     key: str | tuple[str, ...] = Field(description="The column or columns a row is found by.")
     columns: dict[str, str] | None = Field(
@@ -367,16 +382,23 @@ class BigQueryLookup(BigQueryTable):
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
+class BigQueryLookup(TableLookup, BigQueryTable):
+    """A table held by every worker, read from BigQuery."""
+
+
+class DatabaseLookup(TableLookup, DatabaseTable):
+    """A table held by every worker, read from PostgreSQL or SQLite; needs `beam-pipelines[databases]`."""
+
+
 def _lookup_kind(lookup: Any) -> str:
-    """Which model a lookup is meant to be, as of a source."""
-    if isinstance(lookup, dict) and "files" not in lookup:
-        near = get_close_matches("bigquery", [str(key) for key in lookup], n=1, cutoff=0.75)
-        return BigQueryLookup.__name__ if near else LookupSource.__name__
-    return BigQueryLookup.__name__ if isinstance(lookup, BigQueryLookup) else LookupSource.__name__
+    return _meant(lookup, {"database": DatabaseLookup, "bigquery": BigQueryLookup}, LookupSource)
 
 
-AnyLookup = LookupSource | BigQueryLookup
+AnyLookup = LookupSource | BigQueryLookup | DatabaseLookup
 LookupField = Annotated[
-    Annotated[LookupSource, Tag("LookupSource")] | Annotated[BigQueryLookup, Tag("BigQueryLookup")], Discriminator(_lookup_kind)
+    Annotated[LookupSource, Tag("LookupSource")]
+    | Annotated[BigQueryLookup, Tag("BigQueryLookup")]
+    | Annotated[DatabaseLookup, Tag("DatabaseLookup")],
+    Discriminator(_lookup_kind),
 ]
 """A lookup as a spec has it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from beam_pipelines.arrow.contract import COLUMN_RULES
 from beam_pipelines.arrow.named_values import named_values
 from beam_pipelines.errors import nearest
 from beam_pipelines.spec.tests import Expectation, ExpectedDeadLetter
+from beam_pipelines.testing.matching import Keys, matched
 from beam_pipelines.testing.rows import Row, Rows, rows_of
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ def row_differences(actual: Sequence[Row], expected: Sequence[Row], *, tolerance
     """What differs, one text for each row that is missing or too many, or each column that no actual row has; [] if nothing does."""
     named = dict.fromkeys(n for row in expected for n in row)
     unknown = _unknown(named, actual, "actual")
-    return unknown or _differences(
-        actual, expected, fits=lambda row, want: all(_same_value(row.get(n, _MISSING), v, tolerance) for n, v in want.items())
-    )
+
+    def fits(row: Row, want: Row) -> bool:
+        return all(_same_value(row.get(n, _MISSING), v, tolerance) for n, v in want.items())
+
+    return unknown or _differences(actual, expected, fits=fits, keys=_keys(actual))
 
 
 def _same_value(have: Any, want: Any, tolerance: float) -> bool:
@@ -98,7 +101,7 @@ def _letters(actual: Sequence[Row], expected: Sequence[ExpectedDeadLetter]) -> l
     def fits(row: Row, want: Row) -> bool:
         return all(_fits(name, row[name], value) for name, value in want.items())
 
-    return _differences(rows, wanted, fits=fits)
+    return _differences(rows, wanted, fits=fits, keys=_keys(rows, deciding=("reason", "stage")))
 
 
 def _fits(name: str, have: Any, want: Any) -> bool:
@@ -115,49 +118,53 @@ def _answers(failure: str, name: str) -> bool:
     return name == failure or (rule in COLUMN_RULES and name == column)
 
 
-def _differences(actual: Sequence[Row], expected: Sequence[Row], *, fits: Callable[[Row, Row], bool]) -> list[str]:
-    pairs = _matched(actual, expected, fits)
+def _differences(actual: Sequence[Row], expected: Sequence[Row], *, fits: Callable[[Row, Row], bool], keys: Keys) -> list[str]:
+    pairs = matched(actual, expected, fits=fits, keys=keys)
+    paired = set(pairs.values())
     missing = [want for i, want in enumerate(expected) if i not in pairs]
-    extra = [row for j, row in enumerate(actual) if j not in set(pairs.values())]
+    extra = [row for j, row in enumerate(actual) if j not in paired]
     named = list(dict.fromkeys(n for want in expected for n in want))
     found = []
-    for want in missing:
+    for want in missing[:_SHOWN]:
         closest, wrong = _closest(want, extra, fits)
         if closest is None:
             found.append(f"missing: {_shown(want)}")
         else:  # one sentence for the pair
-            extra = [row for row in extra if row is not closest]
-            found.append(f"differs: {_shown(want)}\n    but got {_shown(_picked(closest, wrong))}")
-    found += [f"not expected: {_shown(_picked(row, named) if named else row)}" for row in extra]
-    return found[:_SHOWN] + ([f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])
+            found.append(f"differs: {_shown(want)}\n    but got {_shown(_picked(extra.pop(closest), wrong))}")
+    extra = extra[max(len(missing) - _SHOWN, 0) :]  # what is not looked at is taken for pairs
+    more = len(missing) + len(extra) - _SHOWN
+    found += [f"not expected: {_shown(_picked(row, named) if named else row)}" for row in extra[: _SHOWN - len(found)]]
+    return found + ([f"... and {more} more"] if more > 0 else [])
 
 
-def _matched(actual: Sequence[Row], expected: Sequence[Row], fits: Callable[[Row, Row], bool]) -> dict[int, int]:
-    """Expected row to actual row, as many as can be: an expected row that names few columns fits many (augmenting paths)."""
-    candidates = [[j for j, row in enumerate(actual) if fits(row, want)] for want in expected]
-    taken: dict[int, int] = {}
+def _keys(actual: Sequence[Row], *, deciding: Collection[str] | None = None) -> Keys:
+    """Keys of values by which `same` may be decided. `deciding`: the only columns where unequal keys say that values do not fit."""
+    types: dict[str, set[type]] = {}
+    for row in actual:
+        for name, value in row.items():
+            if value is not None:
+                types.setdefault(name, set()).add(type(value))
+    kinds = {name: next(iter(found)) for name, found in types.items() if len(found) == 1}
 
-    def place(i: int, seen: set[int]) -> bool:
-        for j in candidates[i]:
-            if j not in seen:
-                seen.add(j)
-                if j not in taken or place(taken[j], seen):
-                    taken[j] = i
-                    return True
-        return False
+    def have(name: str, value: Any) -> Hashable:
+        return value if value is None or value is _MISSING else _key(kinds.get(name), value)
 
-    for i in sorted(range(len(expected)), key=lambda i: len(candidates[i])):
-        place(i, set())
-    return {i: j for j, i in taken.items()}
+    def want(name: str, value: Any) -> tuple[Hashable, bool]:
+        if value is None or value is _MISSING:
+            return value, True
+        decides = type(value) in _WRITTEN_AS.get(kinds.get(name), ()) and (deciding is None or name in deciding)
+        return _key(kinds.get(name), value), decides
+
+    return Keys(have, want, absent=_MISSING)
 
 
-def _closest(want: Row, rows: Sequence[Row], fits: Callable[[Row, Row], bool]) -> tuple[Row | None, list[str]]:
-    """The row that has most in common, if one has anything, and the columns that differ."""
-    found: tuple[Row | None, list[str]] = (None, list(want))
-    for row in rows:
+def _closest(want: Row, rows: Sequence[Row], fits: Callable[[Row, Row], bool]) -> tuple[int | None, list[str]]:
+    """The number of the row that has most in common, if one has anything, and the columns that differ."""
+    found: tuple[int | None, list[str]] = (None, list(want))
+    for j, row in enumerate(rows):
         wrong = [n for n, v in want.items() if not fits(row, {n: v})]
         if len(wrong) < len(found[1]):
-            found = row, wrong
+            found = j, wrong
     return found
 
 
@@ -232,6 +239,37 @@ def _decimal(value: Any) -> Decimal | None:
         return value if isinstance(value, Decimal) else Decimal(str(value))
     except InvalidOperation:
         return None
+
+
+_WRITTEN_AS: Mapping[type | None, tuple[type, ...]] = {
+    bool: (bool,), int: (int, float, Decimal, str), str: (str,), bytes: (bytes, str), date: (date, str), time: (time, str),
+    datetime: (datetime, date, str), Decimal: (Decimal, int, float, str),
+}  # fmt: skip
+"""Types of values, each with those of the values a test writes down for it whose `_key` says all that `same` would."""
+
+
+def _key(kind: type | None, value: Any) -> Hashable:
+    """Equal keys, of a value that came out in a column of this kind and one that a test wrote down, say that they are the same."""
+    if type(value) not in _WRITTEN_AS.get(kind, ()):
+        return _frozen(value)
+    if kind is datetime or kind is Decimal:
+        found = _instant(value) if kind is datetime else _decimal(value)
+        return object() if found is None or found != found else found
+    if kind is int:
+        return object() if isinstance(value, str) or value != value else value
+    return value.encode() if kind is bytes and isinstance(value, str) else str(value) if kind in (date, time) else value
+
+
+def _frozen(value: Any) -> Hashable:
+    """Values with equal ones are the same wherever they stand; an `object()` is like nothing."""
+    kind = type(value)
+    if kind in (int, float):
+        return int, "NaN" if value != value else value
+    if kind is dict:
+        return dict, frozenset((name, _frozen(one)) for name, one in value.items())
+    if kind in (list, tuple):
+        return list, tuple(map(_frozen, value))
+    return None if value is None else (kind, _key(kind, value)) if kind in _WRITTEN_AS else object()
 
 
 def _number(value: Any) -> float | None:

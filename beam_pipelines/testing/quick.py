@@ -6,6 +6,7 @@ the state that a class of DoFns has looked up once                 Beam inspects
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +15,18 @@ from apache_beam.transforms import userstate
 
 from beam_pipelines.arrow.engine import Engine, local_engine
 
+_one_at_a_time = threading.RLock()
+
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Within it jobs of this process are quick."""
+    """Within it jobs of this process are quick; another thread that asks for it waits."""
+    with _one_at_a_time, _patched():
+        yield
+
+
+@contextmanager
+def _patched() -> Iterator[None]:
     select, ask = Engine.select, userstate.get_dofn_specs
 
     def of_thread(self: Engine, *arguments: Any, **options: Any) -> Any:

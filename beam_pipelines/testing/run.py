@@ -137,14 +137,15 @@ def redirected(spec: PipelineSpec, sources: Sources, folder: str) -> PipelineSpe
 
 
 def _result(tried: LoadedSpec, record: RunResults) -> SpecResult:
-    tables = open_tables(tried.state)
     written = {name for name, snapshot in snapshots(tried.state).items() if snapshot.files}
 
-    def content(name: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = ask(tables, f"SELECT * FROM {quote(name)}").to_pylist() if name in written else []
-        return found
+    with open_tables(tried.state) as tables:
 
-    return SpecResult(shown(content("rows")), content("dead_letters"), {name: content(name) for name in tried.spec.aggregates}, record)
+        def content(name: str) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = ask(tables, f"SELECT * FROM {quote(name)}").to_pylist() if name in written else []
+            return found
+
+        return SpecResult(shown(content("rows")), content("dead_letters"), {name: content(name) for name in tried.spec.aggregates}, record)
 
 
 def shown(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from beam_pipelines.errors import SpecError
 from beam_pipelines.pipeline import build
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.failures import run_to_end
+from beam_pipelines.runners.prism import expect_no_other
 from beam_pipelines.runners.stream import outputs_of
 from beam_pipelines.serving.tables import open_tables
 from beam_pipelines.sinks.epochs import take_epoch
@@ -109,8 +110,15 @@ def streaming(found: LoadedSpec, source: int, folder: str, *, where: str) -> Loa
 def play(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
     """Runs the stream of `loaded` on the steps in place of its one subscription; what it stores lies where its spec says. Gives its ledger.
 
-    Everything that a stream holds per process begins anew.
+    Everything that a stream holds per process begins anew, so there is one at a time: another thread's waits. Raises RunError where a stream on Prism runs in
+    this process.
     """
+    with importable(loaded.directory), quick():
+        return _played(loaded, steps)
+
+
+def _played(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
+    expect_no_other()
     for module in (draining, arrival_clock, durable, metrics):
         module.reset()
     keyed_state.forget()
@@ -125,10 +133,9 @@ def play(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
     def make(source: PubsubSource, number: int) -> beam.PTransform:
         return played(steps, source.pubsub)
 
-    with importable(loaded.directory), quick():
-        pipeline = beam.Pipeline(_RUNNER, options=PipelineOptions(["--streaming"]))
-        build(pipeline, Job(spec, run, os.path.join(loaded.state, "tmp"), resume=Resume(make=make)))
-        run_to_end(pipeline)
+    pipeline = beam.Pipeline(_RUNNER, options=PipelineOptions(["--streaming"]))
+    build(pipeline, Job(spec, run, os.path.join(loaded.state, "tmp"), resume=Resume(make=make)))
+    run_to_end(pipeline)
     return stream_ledger(run.state, outputs)
 
 

@@ -33,7 +33,7 @@ class Conformed(NamedTuple):
 class Conform(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Casts, defaults, null texts, dates and zones as the contract says; computes its `expr` columns.
 
-    Takes decoded batches, or any RecordBatch with the contract's columns. Each row goes on or is a dead letter (CAST, TIME, EXPRESSION)
+    Takes decoded batches, or any RecordBatch with the contract's columns. Each row goes on or is a dead letter (CAST, TIME, EXPRESSION, DECODE)
     that names every failing column. `contract` may be the mapping that a spec has. Raises SpecError for rows of `Deduplicate` in a stream.
     """
 

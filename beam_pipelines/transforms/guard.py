@@ -28,7 +28,7 @@ from beam_pipelines.arrow.schema import POSITION, SOURCE, Failure, Rejected, dea
 
 CRASH = "CRASH"
 _MESSAGE = "this record brought down the process that worked on it, twice, and again when it was tried alone"
-_files = threading.local()
+_of_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Guard:
 
 @dataclass
 class GuardedProgram:
-    """A row program behind a guard; rows in, the same rows out or dead. `formats` names the format of each source's records."""
+    """A row program behind a guard; rows in, the same rows out or dead. `raw_format` is the format of the records."""
 
     program: Callable[[pa.RecordBatch, Engine | None], Split]
     guard: Guard
@@ -76,24 +76,36 @@ class GuardedProgram:
     def _journaled(self, batch: pa.RecordBatch, engine: Engine | None) -> Split:
         if not self.guard.folder:
             return self.program(batch, engine)
-        handle = _journal(self.guard)
+        journal = _journal(self.guard)
         source = batch.column(SOURCE)[0].as_py() if batch.num_rows else ""
         content = msgspec.msgpack.encode((source, batch.column(POSITION).to_numpy().tobytes()))
-        os.pwrite(handle, content, 0)
+        os.pwrite(journal.handle, content, 0)
         try:
             return self.program(batch, engine)
         finally:
-            os.ftruncate(handle, 0)  # an exception brings no process down
+            os.ftruncate(journal.handle, 0)  # an exception brings no process down
 
 
-def _journal(guard: Guard) -> int:
+class _Journal:
+    """An open journal, closed with the last reference to it: with its thread, or where the thread takes up another one."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            os.close(self.handle)
+
+
+def _journal(guard: Guard) -> _Journal:
     """This thread's journal, opened once. Never synced: it must survive the process, not the machine."""
     path = Path(guard.folder) / f"{guard.epoch:06d}-{os.getpid()}-{threading.get_native_id()}.work"
-    opened: dict[Path, int] = _files.__dict__.setdefault("opened", {})
-    if path not in opened:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    return opened[path]
+    journal: _Journal | None = getattr(_of_thread, "journal", None)
+    if journal is None or journal.path != path:
+        journal = _of_thread.journal = _Journal(path)
+    return journal
 
 
 def in_work(folder: str, before_epoch: int) -> list[tuple[str, npt.NDArray[np.int64]]]:

@@ -22,6 +22,7 @@ from beam_pipelines.transforms.keyed_state import keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
 
 HOUR = 3_600_000_000
+"""As long as a lease lasts at most: so much later a message may be delivered again."""
 _TIME = "_arrival_micros"
 
 

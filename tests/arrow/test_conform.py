@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import re
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -404,6 +405,54 @@ def test_text_that_is_not_utf8_is_a_dead_letter() -> None:
     split = conform_batch(batch, Contract(columns={"x": Column(type="string")}))
     assert_one_door(split, batch)
     assert split.dead["reason"].to_pylist() == ["DECODE"]
+
+
+def four(*, bad: int | None = 1) -> pa.Array:
+    """Four texts; the one at `bad` is not UTF-8, another is NULL."""
+    content = pa.array([b"\xff" if i == bad else b"t%d" % i if i != 2 else None for i in range(4)], pa.binary())
+    return pa.Array.from_buffers(pa.string(), 4, content.buffers(), content.null_count)
+
+
+EACH = pa.array([0, 1, 2, 3, 4], pa.int32())
+HOLDING_TEXTS: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "text": lambda t: t,
+    "large text": lambda t: t.cast(pa.large_string()),
+    "view": lambda t: t.cast(pa.string_view()),
+    "dictionary": lambda t: pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 3], pa.int8()), t),
+    "list": lambda t: pa.ListArray.from_arrays(EACH, t),
+    "struct": lambda t: pa.StructArray.from_arrays([t, pa.array(range(4))], names=["t", "n"]),
+    "list of structs": lambda t: pa.ListArray.from_arrays(EACH, pa.StructArray.from_arrays([t], names=["t"])),
+    "struct of lists": lambda t: pa.StructArray.from_arrays([pa.LargeListArray.from_arrays(EACH.cast(pa.int64()), t)], names=["l"]),
+    "map": lambda t: pa.MapArray.from_arrays(EACH, pa.array(["k"] * 4), t),
+    "union": lambda t: pa.UnionArray.from_sparse(pa.array([0, 0, 0, 0], pa.int8()), [t, pa.array(range(4))]),
+}
+
+
+@pytest.mark.parametrize("layout", HOLDING_TEXTS)
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_text_that_is_not_utf8_at_any_depth_costs_its_own_row(layout: str, declared: bool) -> None:
+    columns = {"n": Column(type="int64")} | ({"x": Column(type="json" if layout not in ("map", "union") else "string")} if declared else {})
+    contract = Contract(columns=columns, unknown_columns="keep")
+    for start, stop in ((0, 4), (1, 4), (2, 4), (0, 1)):  # slices know nothing of what is beside them
+        batch = with_provenance({"n": pa.array(range(4)), "x": HOLDING_TEXTS[layout](four())}).slice(start, stop - start)
+        split = conform_batch(batch, contract)
+        assert_one_door(split, batch)
+        broken = dict(zip(split.dead["position"].to_pylist(), split.dead["reason"].to_pylist(), strict=True))
+        assert {p for p, reason in broken.items() if reason == "DECODE"} == {1} & set(range(start, stop))
+        if not declared:
+            assert split.rows["n"].to_pylist() == [n for n in range(start, stop) if n != 1]
+
+
+def test_what_null_hides_is_no_text() -> None:
+    hidden = pa.array([False, True, False, False])
+    listed = pa.ListArray.from_arrays(EACH, four(), mask=hidden)
+    struct = pa.StructArray.from_arrays([four()], names=["t"], mask=hidden)
+    split = conform_batch(
+        pa.record_batch({"l": listed, "s": struct}), Contract(columns={"n": Column(type="int64")}, unknown_columns="keep")
+    )
+    assert [None if text is None else json.loads(text) for text in split.rows[UNKNOWN].to_pylist()] == [
+        {"l": ["t0"], "s": {"t": "t0"}}, None, {"l": [None], "s": {}}, {"l": ["t3"], "s": {"t": "t3"}},
+    ]  # fmt: skip
 
 
 def test_the_raw_form_of_a_row_shows_the_bytes_that_are_no_text() -> None:

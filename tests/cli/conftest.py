@@ -13,6 +13,7 @@ import pytest
 
 from beam_pipelines.cli.main import command, run_command
 from beam_pipelines.runners.prism_binary import VARIABLE
+from tests.postgres_server import database, postgres  # noqa: F401  (fixtures)
 from tests.prism import prism_program
 from tests.pubsub_servers import PubsubServer, broker_process
 

@@ -146,7 +146,7 @@ def test_a_spec_that_is_wrong_is_a_finding_and_a_wrong_call_is_not(call: Call, o
     assert "unknown runner" in call("doctor", orders, "--runner", "spark", code=2).err
     assert "unknown runner" in call("doctor", "--runner", "spark", code=2).err
     assert "this is a batch" in call("doctor", orders, "--runner", "prism", code=2).err
-    assert "Dataflow is not looked at" in call("doctor", orders, "--runner", "dataflow", code=2).err
+    assert "does nothing with --runner direct" in call("doctor", orders, "--project", "p", code=2).err
     assert "none is named" in call("doctor", "--set", "lake=x", code=2).err
     assert "there is no such file" in call("doctor", tmp_path / "none.yaml", code=2).err
     orders.write_text(orders.read_text().replace("deduplicate: {}", "deduplicate: {with: 3d}"))

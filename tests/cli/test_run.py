@@ -196,6 +196,16 @@ def test_the_door_tells_parameters_from_beam_options(orders: Path) -> None:
     assert words == ["--apply-lateness", "--set=lake=a=b", "--set=least=3", str(orders), "--", "--streaming", "--temp_location", "t"]
 
 
+def test_the_door_takes_a_range_unless_the_spec_has_parameters_of_these_names(orders: Path, tmp_path: Path) -> None:
+    asked = ["--from=2024-05-01", "--to", "2024-05-02", "--input=archive", "--ignore_stream", "--new-files=false"]
+    words = translate([f"--spec={orders}", *asked])
+    assert words == ["--from=2024-05-01", "--to=2024-05-02", "--input=archive", "--ignore-stream", str(orders), "--"]
+    own = tmp_path / "own.yaml"
+    own.write_text("parameters: {input: {type: path}, to: {type: string}}\n")
+    words = translate([f"--spec={own}", *asked])
+    assert words == ["--from=2024-05-01", "--ignore-stream", "--set=to=2024-05-02", "--set=input=archive", str(own), "--"]
+
+
 @pytest.mark.parametrize("flags", [[], ["--runner=DirectRunner"], ["--spec=x", "--json=maybe"]])
 def test_the_door_says_how_it_is_called(flags: list[str]) -> None:
     with pytest.raises(SpecError, match=r"--spec|expected true or false"):

@@ -141,7 +141,8 @@ def test_what_was_never_compared_goes_on_only_when_it_is_accepted(call: Call, tm
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--runner", "dataflow"], "there a stream keeps its state. `plan` compares; `run --update` takes over."),
+        (["--runner", "dataflow"], "--region is missing."),
+        (["--project", "p"], "--project: is for --runner dataflow and does nothing with --runner direct"),
         (["--runner", "spark"], "does not run streams in this version"),
         (["--flink-master", "h:1"], "does nothing with --runner direct"),
         (["--until-idle", "soon"], "--until-idle: duration 'soon'"),

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlparse
 
 from tests.server_process import HOST
 
-RUNNING, DONE, FAILED = "JOB_STATE_RUNNING", "JOB_STATE_DONE", "JOB_STATE_FAILED"
+RUNNING, DONE, FAILED, UPDATED = "JOB_STATE_RUNNING", "JOB_STATE_DONE", "JOB_STATE_FAILED", "JOB_STATE_UPDATED"
 
 
 class DataflowService:
@@ -29,6 +29,8 @@ class DataflowService:
         active = next((job for job in self.jobs if job["name"] == body["name"] and job["currentState"] == RUNNING), None)
         if active is not None and not body.get("replaceJobId"):
             return active  # as the service does: the active job, with another clientRequestId
+        if active is not None:
+            active["currentState"] = UPDATED
         job = {**body, "id": f"2024-05-01_{len(self.jobs)}", "currentState": self.first_state}
         self.jobs.append(job)
         return job

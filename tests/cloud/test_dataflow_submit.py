@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,49 +32,14 @@ from beam_pipelines.sinks.results import RunResults, find_run, metadata, write_r
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
-from tests.cloud.dataflow_service import DONE, FAILED, DataflowService, running_service
-from tests.cloud.dataflow_specs import JOB, SUBSCRIPTION, flights, loaded
+from tests.cloud.dataflow_lake import call
+from tests.cloud.dataflow_service import DONE, FAILED, DataflowService
+from tests.cloud.dataflow_specs import JOB, SUBSCRIPTION, loaded
 from tests.cloud.gcs_server import GcsServer
 from tests.cloud.grpc_gate import running_gate
 from tests.pubsub_servers import PubsubServer, texts
 
 pytestmark = pytest.mark.cloud
-
-
-@pytest.fixture
-def service() -> Iterator[DataflowService]:
-    with running_service() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def _batches_with_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Google's client sends the parts of a batch request without Content-ID, which the service takes and the local server drops."""
-    from google.cloud.storage import batch
-
-    made = batch.MIMEApplicationHTTP.__init__
-
-    def with_id(self: Any, *args: Any, **named: Any) -> None:
-        made(self, *args, **named)
-        if "Content-ID" not in self:
-            self["Content-ID"] = f"<{id(self)}>"
-
-    monkeypatch.setattr(batch.MIMEApplicationHTTP, "__init__", with_id)
-
-
-@pytest.fixture
-def lake(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket with a file of 30 flights and one line that is none."""
-    for name, value in gcs.environment.items():
-        monkeypatch.setenv(name, value)
-    bucket = gcs.bucket()
-    gcs.client().bucket(bucket).blob("lake/in/a.json").upload_from_string(flights(30))
-    return f"gs://{bucket}/lake"
-
-
-def call(service: DataflowService, lake: str, mode: Any = "batch", *, run_id: str | None = None, **settings: Any) -> Call:
-    job = replace(JOB, temp_location=lake.removesuffix("lake") + "tmp", **settings)
-    return Call(job, mode, run_id, flags=("--no_auth", f"--dataflow_endpoint={service.url}"))
 
 
 def staged(job: dict[str, Any]) -> Any:

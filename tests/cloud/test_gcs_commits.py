@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from beam_pipelines.errors import SinkError
-from beam_pipelines.places import list_files
-from beam_pipelines.sinks.claims import holders, release
+from beam_pipelines.places import delete_tree, list_files
+from beam_pipelines.sinks import claims, manifest
+from beam_pipelines.sinks.claims import claim, holders, release
 from beam_pipelines.sinks.committing import prepare
 from beam_pipelines.sinks.epochs import Fence, latest_epoch, take_epoch
 from beam_pipelines.sinks.manifest import numbers, unfinished
@@ -166,6 +169,85 @@ def test_a_move_that_is_refused_ends_the_commit_and_the_next_run_carries_it_out(
     assert lake.view() == lake.glob() == sorted([*many[:-1], (100, "p99")], key=repr)
 
 
+def _grown_old(lake: GsLake, gcs: GcsServer) -> None:
+    """The claim, as if its run, on another machine, had said nothing for years."""
+    blob = gcs.client().bucket(str(lake.folder)).blob("out/.staging/claim.json")
+    held = json.loads(blob.download_as_bytes())
+    held["owner"]["machine"], held["renewed_at"] = "elsewhere", "2013-01-01T00:00:00Z"
+    blob.upload_from_string(json.dumps(held))
+
+
+@pytest.mark.parametrize("moment", ["listed", "read"])
+def test_of_two_who_have_both_seen_a_stale_claim_one_takes_it(
+    lake: GsLake, gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    claim([lake.output()], lake.run("dead"))
+    _grown_old(lake, gcs)
+    quicker = iter([lake.run("quicker")])
+
+    def later(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*arguments: Any) -> Any:
+            for run in quicker:  # comes between our look and our act
+                claim([lake.output()], run)
+            return act(*arguments)
+
+        return acting
+
+    for name in ("_stale",) if moment == "listed" else ("swap", "create_new", "delete"):
+        monkeypatch.setattr(claims, name, later(getattr(claims, name)))
+    with pytest.raises(SinkError, match="run 'quicker' writes it"):
+        claim([lake.output()], lake.run("slower"))
+    assert [held.run_id for held in holders(lake.output())] == ["quicker"]
+
+
+def test_a_renewal_does_not_undo_that_the_claim_was_taken_over(lake: GsLake, gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim([lake.output()], lake.run("asleep"))
+    _grown_old(lake, gcs)
+    swap, others = claims.swap, iter([lake.run("other")])
+
+    def later(*arguments: Any) -> bool:
+        for run in others:
+            claim([lake.output()], run)
+        return swap(*arguments)
+
+    monkeypatch.setattr(claims, "swap", later)
+    with pytest.raises(SinkError, match="run 'other' writes it"):
+        claim([lake.output()], lake.run("asleep"))
+    assert [held.run_id for held in holders(lake.output())] == ["other"]
+
+
+def test_without_its_staged_files_a_run_decides_nothing(lake: GsLake) -> None:
+    lake.go("r1", lake.output(), rows(*OLD))  # type: ignore[arg-type]
+    run = lake.run("r2")
+    steps = lake.steps(run, lake.output(), rows((3, "b"), (4, "c")))
+    delete_tree(f"{lake.output().staging}/r2.1")
+    with pytest.raises(SinkError, match="of 2 staged files 2 are gone"):
+        list(steps)
+    assert numbers(lake.state) == [1]
+    assert not holders(lake.output())
+
+
+def test_a_run_that_its_launcher_elsewhere_gives_up_as_it_decides_is_taken_back(lake: GsLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing locks between machines: what is decided right after the last look cannot be carried out, and does not stand in the way."""
+    lake.go("r1", lake.output(), rows(*OLD))  # type: ignore[arg-type]
+    decide = manifest.decide
+
+    def late(*arguments: Any) -> bool:
+        delete_tree(f"{lake.output().staging}/r2.1")
+        release([lake.output()], lake.run("r2"))
+        return decide(*arguments)
+
+    monkeypatch.setattr(manifest, "decide", late)
+    with pytest.raises(SinkError, match=r"its staged file .* is gone"):
+        lake.go("r2", lake.output(), rows((3, "b"), (4, "c")))
+    monkeypatch.setattr(manifest, "decide", decide)
+    lake.go("r3", lake.output("other"), rows((1, "a")))
+    assert lake.view() == lake.glob() == OLD
+    assert not list(unfinished(lake.state))
+    lake.go("r2", lake.output(), rows((3, "b")), attempt="2")
+    assert lake.view() == lake.glob() == [(1, "a"), (3, "b")]
+
+
 def test_requests_of_a_commit(lake: GsLake, gcs: GcsServer) -> None:
     """The figures of docs/cloud-storage.md: for each partition written 4 more, of which 1 is free."""
     lake.go("r0", lake.output(), rows((0, "p0")))
@@ -181,4 +263,4 @@ def test_requests_of_a_commit(lake: GsLake, gcs: GcsServer) -> None:
         "LIST": 1,
         "DELETE": 1,
     }
-    assert one == {"LIST": 12, "GET media": 7, "UPLOAD": 5, "DELETE": 3, "GET metadata": 1, "REWRITE": 1}
+    assert one == {"LIST": 13, "GET media": 9, "UPLOAD": 5, "DELETE": 3, "GET metadata": 1, "REWRITE": 1}

@@ -166,6 +166,48 @@ def test_a_winner_whose_answer_is_lost_knows_that_it_won(own_gcs: GcsServer) -> 
     assert not places.create_new(path, b"mine")  # equal content is not enough: another made it
 
 
+def test_a_file_is_swapped_only_where_it_is_what_was_read(own_gcs: GcsServer) -> None:
+    path = f"gs://{own_gcs.bucket()}/claim.json"
+    assert places.read_held(path) is None
+    places.write_bytes(path, b"one")
+    held = places.read_held(path)
+    assert held is not None
+    lost = own_gcs.gate.lose(when=uploads)  # type: ignore[union-attr]
+    assert places.swap(path, held, b"two")  # though it was told at the second try only that the first is there
+    assert lost.hits == 1
+    assert not places.swap(path, held, b"three")
+    places.write_bytes(path, b"one")  # the same content, written anew
+    assert not places.swap(path, held, b"three")
+    newest = places.read_held(path)
+    assert newest is not None
+    assert places.swap(path, newest, None)
+    assert not places.exists(path)
+    assert not places.swap(path, newest, None)
+    assert not places.swap(path, newest, b"three")
+
+
+def test_a_swap_asks_for_the_generation_that_was_read(own_gcs: GcsServer) -> None:
+    """Of deletions the local server would not tell."""
+    path, gate = f"gs://{own_gcs.bucket()}/claim.json", own_gcs.gate
+    assert gate is not None
+    places.write_bytes(path, b"one")
+    held = places.read_held(path)
+    assert held is not None
+    gate.seen.clear()
+    places.swap(path, held, None)
+    assert [(method, f"ifGenerationMatch={held.generation}" in target) for method, target in gate.seen] == [("DELETE", True)]
+    gate.answer(412, when=lambda method, _: method == "DELETE")
+    assert not places.swap(path, held, None)
+
+
+def test_files_that_are_not_there_are_told_by_one_listing(gcs: GcsServer, bucket: str) -> None:
+    paths = [f"{bucket}/f/a/b", f"{bucket}/f/c d", f"{bucket}/f/e"]
+    places.write_bytes(paths[1], b"")
+    with gcs.counted() as requests:
+        assert places.missing(paths, f"{bucket}/f") == [paths[0], paths[2]]
+    assert requests == {"LIST": 1}
+
+
 @pytest.mark.parametrize("act", [
     lambda path: places.write_bytes(path, b"2"), places.delete, lambda path: places.move(path, path + ".moved"), places.read_bytes,
     lambda path: places.list_files(places.parent(path)), places.exists, lambda path: places.size([path]),

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from beam_pipelines.places import read_bytes
 from beam_pipelines.runners.dataflow.bundle import fetched
 from beam_pipelines.runners.dataflow.launch import main, split
 from beam_pipelines.runners.dataflow.template import OURS
-from tests.cloud.dataflow_service import DataflowService, running_service
+from beam_pipelines.sinks.epochs import all_starts, what_ran
+from tests.cloud.dataflow_service import DataflowService
 from tests.cloud.dataflow_specs import PLAIN, flights
 from tests.cloud.gcs_server import GcsServer
 
@@ -174,12 +174,6 @@ def test_the_spec_is_named_in_one_word_or_two(lake: str, tmp_path: Path, word: s
 
 
 @pytest.fixture
-def service() -> Iterator[DataflowService]:
-    with running_service() as found:
-        yield found
-
-
-@pytest.fixture
 def lake(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in gcs.environment.items():
         monkeypatch.setenv(name, value)
@@ -219,6 +213,9 @@ def test_a_launch_hands_the_run_in_and_returns(service: DataflowService, lake: s
     (job,) = service.jobs
     assert (job["name"], job["labels"]["beam_pipelines_run_id"], job["labels"]["goog-dataflow-provided"]) == ("my-job", "r1", "x")
     assert [image["containerImage"] for image in job["environment"]["workerPools"][0]["sdkHarnessContainerImages"]] == [IMAGE]
+    ran = what_ran(f"{lake}/state", all_starts(f"{lake}/state")[1]) if mode == "stream" else None
+    assert (job["labels"].get("beam_pipelines_spec") is None, ran is None) == (mode == "batch", mode == "batch")
+    assert ran is None or ran.spec["parameters"]["lake"]["default"]
 
 
 def test_a_launch_into_a_file_leaves_the_start_to_the_service(service: DataflowService, lake: str, tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ def test_unknown_values_of_every_type_are_json() -> None:
     assert json.loads(out["_unknown"][0].as_py()) == {"d": "1" * 45 + ".00", "h": 1.5, "n": None}
 
 
+def test_a_kept_text_that_is_not_utf8_costs_its_own_row() -> None:
+    content = pa.array([b"a", b"\xff", None], pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 3, content.buffers(), content.null_count)
+    for kept in (broken, broken.cast(pa.large_string()), pa.StructArray.from_arrays([broken], names=["t"])):
+        out, dead = picked({"known": [1, 2, 3], "kept": kept}, contract("keep", known={"type": "int64"}))
+        assert dead == {1: "DECODE"}
+        assert json.loads(out["_unknown"][0].as_py()) == {"kept": kept[0].as_py()}
+
+
 def test_reserved_names_of_a_file_are_found_under_their_own_names() -> None:
     out, _ = picked(
         {"$_source": ["a"], "$_unknown": ["{}"], "id": [1]},

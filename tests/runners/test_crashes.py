@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -169,6 +170,30 @@ def test_an_exception_leaves_nothing_in_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         GuardedProgram(raises, guard)(messages(["a"] * 50))
     assert in_work(str(tmp_path), 2) == []
+
+
+def open_journals(folder: Path) -> int:
+    """How many descriptors of this process are journals in the folder."""
+    found = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    return sum(path.startswith(os.path.realpath(folder)) for path in found)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux shows the descriptors of a process there")
+def test_a_thread_holds_one_journal_open_and_none_when_it_has_ended(tmp_path: Path) -> None:
+    def passed(rows: pa.RecordBatch, engine: Any) -> Any:
+        return rows
+
+    def starts(ended: list[int]) -> None:
+        for epoch in range(1, 6):
+            GuardedProgram(passed, Guard(str(tmp_path), epoch))(messages(["a"]))
+        ended.append(open_journals(tmp_path))
+
+    seen: list[int] = []
+    threads = [threading.Thread(target=starts, args=(seen,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert (seen, open_journals(tmp_path)) == ([1, 1, 1], 0)
 
 
 def test_letters_of_crashing_records_keep_them_whole(tmp_path: Path, program: Any) -> None:

@@ -68,3 +68,20 @@ def test_what_earlier_starts_said_is_forgotten(tmp_path: Path) -> None:
     forget_earlier(str(tmp_path), 3)
     left = [exists(f"{control_folder(str(tmp_path), epoch)}/41-a-0.json") for epoch in (1, 2, 3)]
     assert left == [False, False, True]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"number": 0, "status": {}, "counts": {}}', b"\xff"])
+def test_a_report_that_cannot_be_read_costs_one_line_and_hides_no_other(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = control_folder(str(tmp_path), 7)
+    elsewhere = Elsewhere(folder, 2)
+    write_bytes(f"{folder}/40-0.json", content)
+    say(folder, "41-a", 1, 5)
+    for _ in range(3):
+        elsewhere()
+    assert [s.subscription for s in pubsub.status()] == ["subscription-1"]
+    assert len([r for r in caplog.records if "40-0.json: is no report that this version reads" in r.message]) == 1
+    say(folder, "40", 0, 7)
+    elsewhere()
+    assert len(pubsub.status()) == 2

@@ -38,9 +38,11 @@ class Script:
     state_of: dict[str, int] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     stopped: list[bool] = field(default_factory=list)
+    others: list[Job] = field(default_factory=list)
+    refuses: list[RunError] = field(default_factory=list)
 
     def jobs(self) -> list[Job]:
-        return [self.job("j1")]
+        return [*self.others, self.job("j1")]
 
     def job(self, job: str) -> Job:
         if self.silent:
@@ -66,6 +68,8 @@ class Script:
 
     def stop_with_savepoint(self, job: str, *, drain: bool) -> str:
         self.stopped.append(drain)
+        if self.refuses:
+            raise self.refuses.pop(0)
         self.state = "FINISHED"
         return "savepoint"
 
@@ -97,6 +101,13 @@ class Server:
         self.cancelled = True
 
 
+class Stopping(Server):
+    """One that knows when its job was cancelled."""
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return self.cancelled or super().wait(timeout_s)
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     draining.reset()
@@ -107,7 +118,16 @@ def fresh() -> Iterator[None]:
 def following(script: Script, server: Server, said: list[str], *, streaming: bool, recovery_s: float = 60.0) -> FlinkJob:
     rest: Any = script
     job: Any = server
-    return FlinkJob(job, rest, "run-1", streaming, said.append, look_every_s=0.01, recovery_s=recovery_s)
+    return FlinkJob(job, rest, "run-1", streaming, said.append, {"j0"}, look_every_s=0.01, recovery_s=recovery_s)
+
+
+def test_a_job_is_not_taken_for_another_of_its_name_or_of_a_longer_one() -> None:
+    others = [Job("j0", "run-1", "FAILED", 0, 0), Job("j2", "run-1-stream", "RUNNING", 0, 0)]
+    script = Script(others=others)
+    job = following(script, Server(), [], streaming=False)
+    assert job.id == "j1"
+    job.cancel()
+    assert script.cancelled == ["j1"]
 
 
 def test_a_stream_that_loses_a_task_is_cancelled_and_to_be_started_anew() -> None:
@@ -223,6 +243,30 @@ def test_a_stream_whose_sources_have_ended_is_stopped_with_a_savepoint() -> None
     draining.end(5)
     assert not job.wait(0.2)
     assert script.stopped == [True], "once, with the watermark at its end"
+
+
+def test_a_drain_that_flink_refuses_is_no_end_in_order() -> None:
+    script, server = Script(refuses=[RunError("Flink at x: no savepoint directory configured.")]), Stopping()
+    job = following(script, server, [], streaming=True)
+    assert not job.wait(0.05)
+    draining.end(5)
+    with pytest.raises(RunError, match=r"no savepoint directory configured\. So the stream was ended without a savepoint") as raised:
+        job.wait(5.0)
+    assert type(raised.value) is RunError, "not to be started anew"
+    assert server.cancelled
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_job_manager_that_is_away_while_a_stream_drains_is_asked_again(lost: bool) -> None:
+    away = TransientError("Flink at x does not answer.")
+    script, server = Script(refuses=[away, RunError("the job is not running.")] if lost else [away, away]), Stopping()
+    job = following(script, server, [], streaming=True)
+    assert not job.wait(0.05)
+    script.state = "FINISHED" if lost else "RUNNING"
+    draining.end(5)
+    assert not job.wait(0.3)
+    assert len(script.stopped) == (2 if lost else 3)
+    assert not server.cancelled
 
 
 def test_a_source_that_has_grown_heavy_is_started_anew_and_no_other_task() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -69,7 +69,6 @@ def work(cache: BundleProcessorCache, bundle: str, numbers: list[int]) -> Any:
 def test_bundles_that_wait_share_their_steps_and_each_is_finalized_once_whatever_its_callbacks_raise(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "beam_pipelines")  # which the command's tests may have raised
     parked_bundles.install()
     parked_bundles.install()
     cache = BundleProcessorCache(frozenset(), None, None, {})
@@ -91,9 +90,44 @@ def test_bundles_that_wait_share_their_steps_and_each_is_finalized_once_whatever
             worker.finalize_bundle(beam_fn_api_pb2.FinalizeBundleRequest(instruction_id="b1"), "f")
         worker.finalize_bundle(beam_fn_api_pb2.FinalizeBundleRequest(instruction_id="b4"), "f")
         assert finalized == [2, 1, 1, 4]
-        assert not parked_bundles._parked
+        assert not any(parked_bundles._parked.values())
     finally:
         cache.shutdown()
+
+
+def test_workers_of_one_process_that_number_their_bundles_alike_finalize_each_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    parked_bundles.install()
+    caches = [BundleProcessorCache(frozenset(), None, None, {}) for _ in range(2)]
+    monkeypatch.setattr(
+        parked_bundles, "_beams_process", lambda worker, request, bundle: work(worker.bundle_processor_cache, bundle, [request])
+    )
+    try:
+        workers = [SdkWorker(cache) for cache in caches]
+        for number, (worker, cache) in enumerate(zip(workers, caches, strict=True), start=1):
+            processor: Any = Processor()
+            cache.cached_bundle_processors["stage"].append(processor)
+            worker.process_bundle(number, "b1")
+        for expected, worker in zip([[2], [2, 1]], reversed(workers), strict=True):
+            worker.finalize_bundle(beam_fn_api_pb2.FinalizeBundleRequest(instruction_id="b1"), "f")
+            assert finalized == expected
+    finally:
+        for cache in caches:
+            cache.shutdown()
+
+
+def test_what_a_worker_has_not_finalized_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parked_bundles.install()
+    monkeypatch.setattr(parked_bundles, "_beams_process", lambda worker, request, bundle: work(worker.bundle_processor_cache, bundle, [1]))
+    cache = BundleProcessorCache(frozenset(), None, None, {})
+    processor: Any = Processor()
+    cache.cached_bundle_processors["stage"].append(processor)
+    before = len(parked_bundles._parked)
+    SdkWorker(cache).process_bundle(None, "b1")
+    assert len(parked_bundles._parked) == before + 1
+    cache.shutdown()
+    del cache
+    gc.collect()
+    assert len(parked_bundles._parked) == before
 
 
 def test_a_real_worker_finalizes_what_its_bundles_registered() -> None:
@@ -101,4 +135,4 @@ def test_a_real_worker_finalizes_what_its_bundles_registered() -> None:
     with beam.Pipeline(runner="FnApiRunner", options=PipelineOptions([])) as pipeline:
         pipeline | beam.Create(range(1, 6)) | beam.ParDo(Finalized())
     assert sorted(finalized) == [1, 2, 3, 4, 5]
-    assert not parked_bundles._parked
+    assert not any(parked_bundles._parked.values())

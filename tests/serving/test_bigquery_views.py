@@ -144,6 +144,22 @@ def test_what_it_cannot_do_is_one_clear_error(speed: Speed, tmp_path: Path) -> N
         bigquery_script(str(tmp_path / "empty"), None, "demo.lake")
 
 
+def test_paths_are_texts_and_names_stay_names_whatever_is_in_them(speed: Speed, tmp_path: Path) -> None:
+    script = bigquery_script(speed.state, None, "demo.lake", folder=str(tmp_path), lake_at="gs://bucket/it's\\here")
+    uris = [uri for uri in re.findall(r"uris = \['((?:[^'\\]|\\.)*)'\]", script) if uri.startswith("gs://bucket/it\\'s\\\\here/")]
+    assert len(uris) == script.count("EXTERNAL TABLE") > 1
+    assert script.count("hive_partition_uri_prefix = 'gs://bucket/it\\'s\\\\here/") == script.count("hive_partition_uri_prefix") > 0
+    with pytest.raises(SpecError, match=r"expected PROJECT\.DATASET"):
+        bigquery_script(speed.state, None, "demo.la\\ke", folder=str(tmp_path), lake_at="gs://b")
+
+
+@pytest.mark.parametrize("name", ["h`urly", "h\\urly", "h\nurly"])
+def test_a_name_that_would_end_its_quotes_is_refused(speed: Speed, tmp_path: Path, name: str) -> None:
+    speed.store(speed.writing(name, of="hourly"), panes(("a", 1, 10, "early", 1, 0)))
+    with pytest.raises(SpecError, match="no backtick, backslash or line break"):
+        bigquery_script(speed.state, None, "demo.lake", folder=str(tmp_path), lake_at="gs://bucket")
+
+
 def test_what_has_no_file_yet_is_left_out_and_said(tmp_path: Path) -> None:
     lake, speed = Lake(tmp_path), Speed(tmp_path)
     speed.writing("rows", by=("day(t)",))

@@ -27,7 +27,8 @@ from beam_pipelines.serving.report.verdict import balances, dead_of, usual
 from beam_pipelines.serving.tables import stale_table
 from beam_pipelines.sinks.epochs import handed_in
 from beam_pipelines.sinks.ledger import Line
-from beam_pipelines.sinks.results import CheckResult, Metadata, OutputResult, RunResults, ThresholdResult
+from beam_pipelines.sinks.results import CheckResult, Metadata, OutputResult, RunResults, ThresholdResult, metadata
+from beam_pipelines.sinks.run import RunInfo, utc_now
 from tests import laws
 from tests.sinks.lake import Lake
 from tests.sinks.speed_lake import SOURCE, Speed, letters, rows
@@ -173,6 +174,14 @@ def test_hostile_data_is_text(tmp_path: Path) -> None:
     found = parsed(report_page(speed.state, run, runs=[run], compare=lambda: [Agreement(HOSTILE, HOSTILE, 1, note=HOSTILE)]))
     assert found.said.count("<script>alert(1)</script>") >= 12
     assert "\\x1b\\u202e" in found.said
+
+
+def test_of_a_stream_that_failed_uncounted_it_says_so(tmp_path: Path) -> None:
+    run = RunResults(metadata(RunInfo("r", "p", str(tmp_path), mode="stream"), finished_at=utc_now()), "failed", ("the disk is full.",))
+    said = parsed(report_page(str(tmp_path), run)).said
+    assert "What is stored stays; the next start goes on from there." in said
+    assert "What is stored was not counted." in said
+    assert "the disk is full." in said
 
 
 # ---------------------------------------------------------------------------------------------------------------- bounded

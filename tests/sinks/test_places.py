@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +164,98 @@ def test_a_folder_that_another_commit_prunes_meanwhile_is_secured_by_the_one_abo
     places.secure_folders([str(folder) for folder in folders])
     assert str(tmp_path) in synced
     assert not any(folder.exists() for folder in folders)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Ends root's right to read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_local_folder_that_may_not_be_read_is_a_sentence_and_one_that_is_none_is_empty(tmp_path: Path) -> None:
+    shut = tmp_path / "shut"
+    (shut / "folder").mkdir(parents=True)
+    (shut / "file").write_bytes(b"x")
+    looks: list[Callable[[], object]] = [
+        partial(places.list_files, str(shut)), partial(places.list_folders, f"file://{shut}"), partial(places.holds, str(shut), ""),
+        partial(places.read_bytes, str(shut / "file")), partial(places.list_files, str(tmp_path / ("x" * 300))),
+    ]  # fmt: skip
+    shut.chmod(0)
+    try:
+        with nobody():
+            for look in looks:
+                with pytest.raises(SinkError, match=r"cannot (list|read): (permission denied|the name is too long)") as found:
+                    look()
+                assert "nothing was committed" not in str(found.value)
+            with pytest.raises(SinkError, match="Grant permission to read it"):
+                looks[0]()
+    finally:
+        shut.chmod(0o700)
+    for none in (tmp_path / "none", shut / "file" / "below"):
+        assert places.list_files(str(none)) == places.list_folders(str(none)) == []
+        assert not places.holds(str(none), "")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_without_hard_links_one_of_many_creates_a_file_and_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refused)
+    path, contents = str(tmp_path / "made" / "it"), [str(n).encode() * 100_000 for n in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(partial(places.create_new, path), contents))
+    assert won.count(True) == 1
+    assert places.read_bytes(path) == contents[won.index(True)]
+    assert not places.create_new(path, b"again")
+    assert os.listdir(tmp_path / "made") == ["it"]
+
+
+def test_a_file_system_that_cannot_create_a_file_alone_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(places, "_rename_new", lambda *_: errno.EINVAL)
+    with pytest.raises(SinkError, match="it: cannot write: the file system knows neither hard links nor renames"):
+        places.create_new(str(tmp_path / "it"), b"")
+    monkeypatch.setattr(os, "link", lambda *_: os.open(tmp_path / "none" / "x", os.O_RDONLY))
+    with pytest.raises(SinkError, match="it: cannot write"):
+        places.create_new(str(tmp_path / "it"), b"")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("prefix", ["", f"{SCHEME}://"])
+def test_a_file_is_swapped_only_where_it_is_what_was_read(tmp_path: Path, prefix: str) -> None:
+    path = f"{prefix}{tmp_path}/it"
+    assert places.read_held(path) is None
+    places.write_bytes(path, b"one")
+    held = places.read_held(path)
+    assert held is not None
+    assert places.swap(path, held, b"two")
+    assert not places.swap(path, held, b"three")
+    assert not places.swap(path, held, None)
+    assert places.read_bytes(path) == b"two"
+    assert places.swap(path, held._replace(content=b"two"), None)
+    assert not places.exists(path)
+
+
+@pytest.mark.parametrize("prefix", ["", f"{SCHEME}://"])
+def test_files_that_are_not_there_are_told(tmp_path: Path, prefix: str) -> None:
+    folder = f"{prefix}{tmp_path}"
+    paths = [f"{folder}/a/b", f"{folder}/a/c d", f"{folder}/e"]
+    assert places.missing(paths, folder) == paths
+    places.write_bytes(paths[1], b"")
+    assert places.missing(paths, folder) == [paths[0], paths[2]]
 
 
 def test_paths_join_with_slashes() -> None:

@@ -11,6 +11,7 @@ import grpc
 import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that
+from apache_beam.utils.timestamp import Timestamp
 from google.pubsub_v1.types import PublishRequest
 
 from beam_pipelines.arrow.contract import Contract
@@ -20,7 +21,7 @@ from beam_pipelines.pubsub_service import Topic
 from beam_pipelines.runners.direct import Call, run_batch
 from beam_pipelines.sinks import publishing
 from beam_pipelines.sinks.publishing import Publisher
-from beam_pipelines.sinks.pubsub import Publish, PublishDeadLetters
+from beam_pipelines.sinks.pubsub import Publish, PublishDeadLetters, _Publish
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.write import Masking
 from beam_pipelines.spec.load import load_spec
@@ -142,6 +143,43 @@ def test_a_row_that_the_topic_refuses_is_a_letter(broker: PubsubServer) -> None:
     [letters] = out["dead"]
     assert sorted(letters.column("position").to_pylist()) == list(range(0, 100, 5))
     assert "refuses it" in letters.column("message")[0].as_py()
+
+
+def test_a_long_bundle_says_what_became_of_its_rows_as_it_goes_and_holds_few(broker: PubsubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beam_pipelines.sinks.pubsub._HELD_ROWS", 1_000)
+    monkeypatch.setattr(publishing, "MESSAGE_BYTES", 10_000)
+    topic, subscription = broker.pair()
+    stage = _Publish(Publish(PubsubSink(topic=topic, endpoint=f"http://{broker.address}"), label="rows_pubsub", run=RUN)._messages)
+    stage.setup()
+    try:
+        stage.start_bundle()
+        large = flights(3).set_column(1, "carrier", pa.array(["a", "b" * 20_000, "c"], pa.string()))
+        out = []
+        for batch in (large, *[flights(600)] * 5):
+            out += stage.process(batch, timestamp=Timestamp(7))
+            assert sum(b.num_rows for b in stage._batches) < 1_000
+        assert [o.tag for o in out].count("counts") == 6, "two parts are through"
+        out += stage.finish_bundle()
+    finally:
+        stage.teardown()
+    [letters] = [o.value.value for o in out if getattr(o, "tag", None) == "dead"]
+    assert letters.column("position").to_pylist() == [1]
+    counts = [o.value.value for o in out if getattr(o, "tag", None) == "counts"]
+    assert sum(c[4] for c in counts if c[2] == "written") == 3_002
+    assert out[-1].timestamp == Timestamp(7)
+    assert len(sent(broker, subscription, 3_002)) == 3_002
+
+
+def test_a_bundle_of_wide_rows_is_held_in_few_bytes(broker: PubsubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beam_pipelines.sinks.pubsub._HELD_BYTES", 100_000)
+    stage = _Publish(Publish(PubsubSink(topic=broker.topic(), endpoint=f"http://{broker.address}"), label="rows_pubsub", run=RUN)._messages)
+    stage.setup()
+    try:
+        stage.start_bundle()
+        list(stage.process(flights(50, text="x" * 10_000), timestamp=Timestamp(7)))
+        assert stage._batches == []
+    finally:
+        stage.teardown()
 
 
 def test_sensitive_columns_are_masked_in_data_attributes_and_keys(broker: PubsubServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,3 +87,13 @@ def test_an_aggregate_that_sets_one_timer_for_many_windows_says_which_was_due_fi
     arrival_clock.reset()
     assert timers == [Timestamp(9)]
     assert durable.all_shown(6_000_000) == 4_000_000
+
+
+def test_a_start_after_one_that_was_carried_into_the_future_begins_at_the_time_of_day(tmp_path: Path) -> None:
+    ahead = 4_000_000_000_000_000
+    write_progress(str(tmp_path), 1, Reached(ahead, 500, 3))
+    before = begin(str(tmp_path), 2).watermark_micros
+    assert before is not None
+    assert abs(before - time.time() * 1e6) < 60e6
+    assert starts(str(tmp_path))[2] == Reached(before, before, 3)
+    assert starts(str(tmp_path))[1] == Reached(ahead, 500, 3), "what a start said of itself stays"

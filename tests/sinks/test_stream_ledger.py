@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -18,6 +19,7 @@ from beam_pipelines.arrow.doors import DUPLICATE, FILTERED
 from beam_pipelines.cli.show import show_run
 from beam_pipelines.serving.dead_letters import open_letters
 from beam_pipelines.serving.tables import runs_table
+from beam_pipelines.sinks import stream_ledger as stream_ledger_module
 from beam_pipelines.sinks.epochs import take_epoch
 from beam_pipelines.sinks.ledger import Line
 from beam_pipelines.sinks.outputs import StreamOutputs, write_outputs
@@ -389,3 +391,27 @@ def test_a_source_of_which_no_row_left_yet_is_counted(tmp_path: Path) -> None:
     speed.writing()
     archived(speed, "10_00_00Z_a.avro", range(3))
     assert ledger(speed).lines == (Line(SOURCE, 3, written={"rows": 0}),)
+
+
+def test_outputs_are_counted_while_files_of_them_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file goes after the query over it was made, and one after it was listed."""
+    speed = Speed(tmp_path)
+    writing = speed.writing("by_hour", of="by_hour")
+    first, second, third = (path for hour in range(3) for path in speed.store(writing, panes(("a", hour, 1, "on_time", 1, 0))))
+    doomed, sql_of, files_of = [first], stream_ledger_module.speed_sql, stream_ledger_module._files
+
+    def merged_meanwhile(*arguments: Any) -> str:
+        made = sql_of(*arguments)
+        for path in doomed:
+            Path(path).unlink(missing_ok=True)
+        return made
+
+    def listed(folder: str, ending: str) -> list[str]:
+        found = list(files_of(folder, ending))
+        Path(second).unlink()
+        return found
+
+    monkeypatch.setattr(stream_ledger_module, "speed_sql", merged_meanwhile)
+    monkeypatch.setattr(stream_ledger_module, "_files", listed)
+    (stored,) = stored_outputs(speed.state, speed.outputs, ledger(speed))
+    assert (stored.rows, stored.files, stored.bytes) == (2, 2, Path(third).stat().st_size)

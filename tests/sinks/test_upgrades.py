@@ -227,7 +227,7 @@ def test_every_field_of_a_spec_has_a_rule() -> None:
     whole = {model.__name__ for model in models_in(PipelineSpec) if model not in RULES}
     assert whole == {
         "Parameter", "FileSource", "ArchiveSource", "BigQuerySource", "DatabaseSource", "CsvFormat", "JsonFormat", "TextFormat", "AvroFormat", "ParquetFormat",
-        "OrcFormat", "Arrival", "LookupSource", "BigQueryLookup", "TransformStep", "Apply", "LookupStep", "References", "RowCount", "NullRate",
+        "OrcFormat", "Arrival", "LookupSource", "BigQueryLookup", "DatabaseLookup", "TransformStep", "Apply", "LookupStep", "References", "RowCount", "NullRate",
         "Thresholds", "Trigger", "Retention",
     }  # fmt: skip
     for model, rules in RULES.items():

@@ -68,6 +68,16 @@ def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def passworded(database: Database, table: str, secret: str) -> str:
+    """A URL of a user who may read the table, and needs the password."""
+    user = f"careful_{database.name}"
+    database.run(
+        "DO $$ BEGIN CREATE ROLE with_password; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+        f"CREATE ROLE {user} LOGIN PASSWORD '{secret}' IN ROLE with_password", f"GRANT SELECT ON {table} TO {user}",
+    )  # fmt: skip
+    return database.server.url(database.name, user)
+
+
 def contract(**columns: str) -> Contract:
     return Contract(columns={name: Column(type=kind) for name, kind in (columns or TYPES).items()})
 

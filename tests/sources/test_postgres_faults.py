@@ -32,7 +32,7 @@ from beam_pipelines.spec.sources import DatabaseSource
 from tests.conftest import Run
 from tests.postgres_server import Database
 from tests.server_process import free_ports
-from tests.sources.postgres_orders import opened, read, source, spec, stored
+from tests.sources.postgres_orders import opened, passworded, read, source, spec, stored
 from tests.sources.postgres_proxy import running_proxy
 
 SECRET = "s3cr%t/@:ü"
@@ -223,20 +223,14 @@ def test_what_a_condition_lets_through_is_remembered_and_no_more(database: Datab
     assert peak < 16 * rows
 
 
-def passworded(orders: Database) -> str:
-    """A URL of a user who needs the password SECRET."""
-    orders.run(
-        "DROP ROLE IF EXISTS careful", "DO $$ BEGIN CREATE ROLE with_password; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
-        f"CREATE ROLE careful_{orders.name} LOGIN PASSWORD '{SECRET}' IN ROLE with_password", f"GRANT SELECT ON orders TO careful_{orders.name}",
-    )  # fmt: skip
-    return orders.server.url(orders.name, f"careful_{orders.name}")
-
-
 def test_a_password_is_taken_from_its_reference_and_stands_nowhere(
     orders: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = spec(
-        tmp_path, f'{{database: "{passworded(orders)}", table: orders, password: "env:SHOP_PASSWORD"}}', id="int64", at="timestamp"
+        tmp_path,
+        f'{{database: "{passworded(orders, "orders", SECRET)}", table: orders, password: "env:SHOP_PASSWORD"}}',
+        id="int64",
+        at="timestamp",
     )
     with pytest.raises(BeamPipelinesError, match="secret env:SHOP_PASSWORD: the environment variable is not set"):
         run_batch(loaded)
@@ -259,7 +253,7 @@ def test_a_password_is_taken_from_its_reference_and_stands_nowhere(
 
 
 def test_libpq_finds_a_password_itself(orders: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    given = source(orders).model_copy(update={"database": passworded(orders)})
+    given = source(orders).model_copy(update={"database": passworded(orders, "orders", SECRET)})
     with pytest.raises(SourceError, match=r"lets this user not in: .*no password supplied"):
         opened(given, id="int64")
     monkeypatch.setenv("PGPASSWORD", SECRET)

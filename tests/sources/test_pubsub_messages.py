@@ -12,14 +12,19 @@ from google.pubsub_v1 import types
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.arrow.schema import ATTRIBUTES, MESSAGE_ID, MESSAGES, ORDERING_KEY, POSITION, PUBLISH_TIME, RAW, SOURCE
+from beam_pipelines.arrow.schema import ARRIVAL, ATTRIBUTES, MESSAGE_ID, MESSAGES, ORDERING_KEY, POSITION, PUBLISH_TIME, RAW, SOURCE
 from beam_pipelines.sources.pubsub_messages import (
+    AHEAD_MICROS,
     AS_ARRIVAL,
     AS_POSITION,
     AS_SOURCE,
     arrival_times,
+    arrivals,
     attribute_of,
+    clocked,
+    clocked_again,
     identity,
+    instants,
     message_positions,
     pulled,
 )
@@ -162,8 +167,28 @@ def test_what_is_no_time_is_the_publish_time_and_costs_no_other_row_its_own() ->
     assert unreadable.tolist() == [True, True, False]
 
 
+TOLD = st.lists(st.tuples(st.integers(14 * 10**14, 2 * 10**15), st.integers(-3 * AHEAD_MICROS, 3 * AHEAD_MICROS)), min_size=1, max_size=20)
+
+
+@given(TOLD)
+def test_no_message_arrives_a_day_after_it_was_published_and_none_sets_the_clock_past_that(messages: list[tuple[int, int]]) -> None:
+    told = received(*({"micros": at, "message_id": str(i), "attributes": {"at": str(at + by)}} for i, (at, by) in enumerate(messages)))
+    batch, _, unreadable, _ = pulled(told, source=SUBSCRIPTION, attribute="at")
+    assert unreadable.tolist() == [by > AHEAD_MICROS for _, by in messages]
+    assert arrivals(batch).tolist() == [at + (by if by <= AHEAD_MICROS else 0) for at, by in messages]
+    assert clocked(batch).tolist() == [at + min(0, by) if by <= AHEAD_MICROS else at for at, by in messages]
+
+
+def test_of_archived_messages_those_without_an_arrival_of_their_own_and_those_far_ahead_say_nothing_to_the_clock() -> None:
+    at = 10**15
+    batch, _, _, _ = pulled(received(*[{"micros": at}] * 4), source=SUBSCRIPTION, attribute="at")
+    believed = instants(np.array([at - 5, at, at + 5, at + AHEAD_MICROS + 1]))  # as earlier versions did, whatever a message said
+    earlier = batch.set_column(batch.schema.get_field_index(ARRIVAL), batch.schema.field(ARRIVAL), believed)
+    assert clocked_again(earlier).tolist() == [at - 5, at]
+
+
 sent = st.fixed_dictionaries(
-    {"micros": st.integers(10**15, 2 * 10**15), "message_id": st.integers(2**40, 2**41).map(str)},
+    {"micros": st.integers(14 * 10**14, 2 * 10**15), "message_id": st.integers(2**40, 2**41).map(str)},
     optional={"was": st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**15))},
 )
 

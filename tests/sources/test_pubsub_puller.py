@@ -352,6 +352,27 @@ def test_a_drained_stream_gives_what_it_pulled_and_says_where_it_ended(broker: B
     assert broker.unacked(topic.subscription) == 1_001
 
 
+def test_a_source_does_not_end_while_messages_lie_between_answer_and_batch(
+    topic: Topic, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic.publish(numbered(10))
+    puller, ended = make(), list[bool]()
+
+    def slowly(*given_: Any, **options: Any) -> Any:
+        with puller._lock:
+            puller._stop_pulling("draining")
+        until(lambda: not (puller._pulling or puller._beat))
+        with puller._lock:  # as a reader that looked for answers just before
+            puller._end_if_drained()
+        ended.append(puller.ended)
+        return pulled(*given_, **options)
+
+    monkeypatch.setattr("beam_pipelines.sources.pubsub_puller.pulled", slowly)
+    assert len(bodies(take(puller, 10))) == 10
+    assert ended == [False]
+    until(lambda: puller.take() is None and puller.ended)
+
+
 def test_the_arrival_clock_is_the_attribute_and_what_has_none_does_not_move_it(topic: Topic, make: Make) -> None:
     topic.publish(numbered(3), [{"at": "2013-12-01T05:00:00Z"}, {"at": "2013-12-01T06:00:00Z"}, {"at": "yesterday"}])
     puller = make(attribute="at", patience=Patience(lookback_s=0.1, idle_s=0.2, grace_s=0.0))
@@ -363,6 +384,33 @@ def test_the_arrival_clock_is_the_attribute_and_what_has_none_does_not_move_it(t
     moved = until(puller.watermark)
     assert 1_385_874_000_000_000 <= moved < 1_385_877_600_000_000 + 60_000_000
     assert puller.status().unreadable == 1
+
+
+def test_one_message_from_the_future_moves_no_clock_and_arrives_when_it_was_published(topic: Topic, make: Make) -> None:
+    good, hour = 1_385_874_000, 3_600
+    times = [*(str(good + n) for n in range(50)), "2098-01-01T00:00:00Z"]
+    topic.publish(numbered(51), [{"at": at} for at in times])
+    puller = make(attribute="at", patience=Patience(lookback_s=0.1, idle_s=0.2, grace_s=0.0))
+    taken = take(puller, 51)
+    moved = until(puller.watermark)
+    assert (good + 40) * 10**6 <= moved < (good + hour) * 10**6
+    assert puller.status().unreadable == 1
+    arrived = {b: a for d in taken for b, a in zip(d.batch[RAW].to_pylist(), d.batch[ARRIVAL].cast(pa.int64()).to_pylist(), strict=True)}
+    assert abs(arrived[b"50"] / 1e6 - time.time()) < hour
+    assert all(arrived[b"%d" % n] == (good + n) * 10**6 for n in range(50))
+
+
+def test_what_an_earlier_version_archived_from_the_future_moves_no_clock(make: Make) -> None:
+    old = archived(*range(10**15, 10**15 + 50))
+    at = old.schema.get_field_index(ARRIVAL)
+    believed = pa.array([*(10**15 - 1 - n for n in range(49)), 4 * 10**15]).cast(old.schema.field(at).type)
+    puller = make(
+        replay=lambda: iter([old.set_column(at, old.schema.field(at), believed)]), replay_from=5, attribute="at",
+        patience=Patience(lookback_s=0.1, idle_s=0.2, grace_s=0.0),
+    )  # fmt: skip
+    take(puller, 50)
+    moved = until(lambda: puller.take() is None and (puller.watermark() or 0) > 5 and puller.watermark())
+    assert moved < 10**15 + 3_600 * 10**6
 
 
 KILLED = """

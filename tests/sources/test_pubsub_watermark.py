@@ -196,3 +196,28 @@ def test_after_a_replay_an_idle_stream_runs_on_from_the_newest_archived_arrival(
     watermark.release()
     assert watermark.read() == 100
     assert clock.idle(watermark, 10) == 14 * SECOND
+
+
+@given(st.floats(-20, 9), st.lists(st.floats(0, 0.5), min_size=1, max_size=20), st.floats(3, 60))
+def test_the_publish_clock_of_an_idle_stream_never_passes_the_service_s_even_if_ours_is_fast(
+    fast_s: float, on_their_way: list[float], idle_s: float
+) -> None:
+    clock = Clock()
+    watermark = clock.watermark(publish_clock=True)
+    for seconds in on_their_way:
+        clock.now += 1.5
+        told(watermark, clock.wall_micros() - round((fast_s + seconds) * SECOND))
+    found = clock.idle(watermark, idle_s)
+    service = clock.wall_micros() - round(fast_s * SECOND)
+    assert found is not None
+    assert service - SECOND - 600_000 <= found <= service - SECOND
+
+
+def test_after_an_old_backlog_an_idle_stream_is_ten_seconds_more_behind_and_no_longer() -> None:
+    """What of the age of a backlog is a clock that is fast nobody knows."""
+    clock = Clock()
+    watermark = clock.watermark(publish_clock=True)
+    told(watermark, clock.wall_micros() - 3_600 * SECOND)
+    assert clock.idle(watermark, 5) == clock.wall_micros() - 11 * SECOND
+    told(watermark, clock.wall_micros())
+    assert clock.idle(watermark, 5) == clock.wall_micros() - SECOND

@@ -292,6 +292,25 @@ def test_notes_say_what_is_valid_and_worth_knowing() -> None:
     assert load(sinks="[{from: rows, csv: {path: a}}, {from: dead_letters, csv: {path: b}}]").notes == ()
 
 
+BOTH = "{batch: [{files: in.csv, format: csv}], stream: [{pubsub: projects/p/subscriptions/s, format: json}]}"
+BY_HOUR = "{a: {windowing: {type: fixed, size: 1h}, group_by: [s], measures: {c: count()}}}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "panes", "says"),
+    [
+        ("partition_by: [day(ts)]", "partition_by: [day(_window_start)]", []),
+        ("partition_by: [s]", "partition_by: [hour(_window_start)]", ["'rows' partition_by: [day(ts)]"]),
+        ("partition_by: [day(ts), s]", "partition_by: [s]", ["'a' partition_by: [day(_window_start)]"]),
+    ],
+)
+def test_a_note_names_outputs_that_batch_and_stream_cannot_share(rows: str, panes: str, says: list[str]) -> None:
+    sinks = f"[{{from: rows, parquet: {{path: r, {rows}}}}}, {{from: a, parquet: {{path: a, {panes}}}}}]"
+    found = [note for note in load(sources=BOTH, aggregates=BY_HOUR, sinks=sinks).notes if "partitioned by its time" in note]
+    assert [f"{note.split()[0]} {note.partition('needs ')[2].rstrip('.')}" for note in found] == says
+    assert not any("by its time" in note for note in load(aggregates=BY_HOUR, sinks=sinks).notes)
+
+
 def test_a_note_names_the_columns_that_a_function_makes_more_sensitive() -> None:
     columns = "{id: {type: int64, sensitive: hmac}, name: {type: string, sensitive: redact}, plain: {type: string}}"
     steps = "[{apply: {function: 'm:f', columns: {id: int64, name: string, made: string, open: string}, sensitive: {open: none}}}]"

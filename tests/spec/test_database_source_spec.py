@@ -12,7 +12,7 @@ from beam_pipelines.runners.dataflow.checks import check_dataflow
 from beam_pipelines.runners.dataflow.settings import Dataflow
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from beam_pipelines.spec.secrets import passwords_of
-from beam_pipelines.spec.sources import DatabaseSource
+from beam_pipelines.spec.sources import BigQueryLookup, DatabaseLookup, DatabaseSource, LookupSource
 
 SPEC = """
 spec: 1
@@ -20,13 +20,14 @@ pipeline: p
 contract: {{event_time: at, columns: {{id: {{type: int64}}, at: {{type: timestamp}}}}}}
 sources: {{batch: [{source}]}}
 sinks: [{{from: rows, parquet: {{path: lake/rows}}}}]
+{more}
 """
 URL = "postgresql://reader@db.example:5432/shop"
 
 
-def load(folder: Path, source: str) -> LoadedSpec:
+def load(folder: Path, source: str = "{files: a.csv, format: csv}", *, more: str = "") -> LoadedSpec:
     path = folder / "p.yaml"
-    path.write_text(SPEC.format(source=source))
+    path.write_text(SPEC.format(source=source, more=more))
     return load_spec(path)
 
 
@@ -112,3 +113,63 @@ def test_dataflow_reaches_neither_this_machine_s_files_nor_its_ports_and_secrets
     assert f"sources.batch[0].database: {tmp_path}/x.db: workers see no disk of this machine" in said
     assert "sources.batch[1].database: localhost:5432/shop: is this machine, which workers do not reach" in said
     assert "sources.batch[1].password: env:SHOP_PW: workers do not have the environment of this machine" in said
+
+
+def test_a_lookup_may_be_a_table_or_a_query_of_a_database(tmp_path: Path) -> None:
+    kinds = f'a: {{database: "{URL}", table: t, key: id}}, b: {{database: "sqlite:///x.db", query: SELECT 1 AS id, key: [id]}}'
+    others = "c: {files: c.csv, format: csv, key: id}, d: {bigquery: my-project.lake.d, key: id}"
+    found = load(tmp_path, more=f"lookups: {{{kinds}, {others}}}").spec.lookups
+    assert {name: type(lookup) for name, lookup in found.items()} == {
+        "a": DatabaseLookup, "b": DatabaseLookup, "c": LookupSource, "d": BigQueryLookup,
+    }  # fmt: skip
+    assert [found[name].keys for name in "abcd"] == [("id",)] * 4
+    assert found["b"].patterns == ()
+
+
+WRONG_LOOKUPS = {
+    "no key": ('{database: "%s", table: t}', r"needs 'key'\. Fields of a database lookup: database, table, query, where, password, key"),
+    "no table": ('{database: "%s", key: id}', "needs exactly one of 'table' and 'query'"),
+    "where of a query": ('{database: "%s", query: SELECT 1, where: "1 = 1", key: id}', "'where' is for a table; write it into the query"),
+    "empty key": ('{database: "%s", table: t, key: []}', "the list is empty"),
+    "no type": ('{database: "%s", table: t, key: id, columns: {id: int46}}', "int64"),
+    "a word misspelt": ('{databse: "%s", table: t, key: id}', r"unknown field 'databse'; did you mean 'database'\?"),
+    "what only a source has": ('{database: "%s", table: t, key: id, row_id: id}', "unknown field 'row_id'"),
+    "a password": ('{database: "postgresql://a:hunter2@db/shop", table: t, key: id}', "holds a password; take it out"),
+    "no reference": ('{database: "%s", table: t, key: id, password: hunter2}', "expected a secret reference"),
+    "files too": ('{files: a.csv, format: csv, database: "%s", key: id}', "unknown field 'database'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_LOOKUPS)
+def test_what_is_wrong_in_a_lookup_is_said_at_its_place_and_no_password_repeated(tmp_path: Path, wrong: str) -> None:
+    text, problem = WRONG_LOOKUPS[wrong]
+    with pytest.raises(SpecError, match=rf"(?s)lookups\.a.*{problem}") as error:
+        load(tmp_path, more=f"lookups: {{a: {text.replace('%s', URL)}}}")
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_lookup_s_paths_start_at_the_spec_s_folder_and_its_password_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHOP_PW", raising=False)
+    lookups = 'a: {database: "sqlite:///x.db", table: t, key: id}, b: {database: "%s", table: t, key: id, password: %s}'
+    loaded = load(tmp_path, more=f"lookups: {{{lookups % (URL, 'file:pw.txt')}}}")
+    assert [getattr(loaded.spec.lookups[name], field) for name, field in (("a", "sqlite"), ("b", "password"))] == [
+        f"{tmp_path}/x.db", f"file:{tmp_path}/pw.txt",
+    ]  # fmt: skip
+    loaded = load(tmp_path, more=f"lookups: {{{lookups % (URL, 'env:SHOP_PW')}}}")
+    assert passwords_of(loaded.spec) == {"lookups.b.password": "env:SHOP_PW"}
+    assert [note for note in loaded.notes if note.startswith("lookups.b.password: env:SHOP_PW: the environment variable is not set here")]
+    with pytest.raises(SpecError) as error:
+        check_dataflow(loaded, Dataflow(project="p", region="r"), (), mode="stream")
+    assert f"lookups.a.database: {tmp_path}/x.db: workers see no disk of this machine" in str(error.value)
+    assert "lookups.b.password: env:SHOP_PW: workers do not have the environment" in str(error.value)
+
+
+def test_columns_taken_from_a_table_have_the_types_that_are_declared(tmp_path: Path) -> None:
+    more = "transform: [{lookup: {from: a, on: id, take: {size: size}}}, {filter: 'size > 5'}]"
+    table = f'lookups: {{a: {{database: "{URL}", table: t, key: id%s}}}}'
+    load(tmp_path, more=f"{table % ''}\n{more}")
+    load(tmp_path, more=f"{table % ', columns: {size: int64}'}\n{more}")
+    with pytest.raises(SpecError, match="compares BOOLEAN with INTEGER"):
+        load(tmp_path, more=f"{table % ', columns: {size: boolean}'}\n{more}")

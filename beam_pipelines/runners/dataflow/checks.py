@@ -15,7 +15,15 @@ from beam_pipelines.runners.dataflow.settings import Dataflow
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.secrets import passwords_of, secrets_of
-from beam_pipelines.spec.sources import ArchiveSource, BigQueryTable, DatabaseSource, FileSource, PubsubSource
+from beam_pipelines.spec.sources import (
+    ArchiveSource,
+    BigQueryTable,
+    DatabaseLookup,
+    DatabaseSource,
+    DatabaseTable,
+    FileSource,
+    PubsubSource,
+)
 
 _SHIPS_CODE = ("--extra_package", "--extra_packages", "--setup_file", "--requirements_file")
 _LOOPBACK = re.compile(r"(https?://)?(localhost|127\.\d+\.\d+\.\d+|\[?::1\]?)(:|/|$)")
@@ -23,20 +31,27 @@ _LOOPBACK = re.compile(r"(https?://)?(localhost|127\.\d+\.\d+\.\d+|\[?::1\]?)(:|
 
 def check_dataflow(loaded: LoadedSpec, settings: Dataflow, flags: Sequence[str], *, mode: str) -> None:
     """Raises SpecError with everything because of which the job would fail there, or do something else than asked."""
-    found = [
-        *_settings(settings, flags),
-        *_places(loaded),
-        *_secrets(loaded.spec),
-        *_endpoints(loaded.spec, mode),
-        *_code(loaded.spec, loaded.directory, settings, flags),
-    ]
+    found = problems_of(loaded, settings, flags, mode=mode)
+    if found:
+        shown = "\n".join(f"  {problem}" for problem in found)
+        raise SpecError(f"run --runner dataflow: the job cannot run there:\n{shown}\nNothing was started.")
+
+
+def problems_of(loaded: LoadedSpec | None, settings: Dataflow, flags: Sequence[str], *, mode: str) -> list[str]:
+    """Everything because of which the job would fail there, or do something else than asked; without a spec, what the call alone tells."""
+    found = list(_settings(settings, flags))
+    if loaded is not None:
+        found += [
+            *_places(loaded),
+            *_secrets(loaded.spec),
+            *_endpoints(loaded.spec, mode),
+            *_code(loaded.spec, loaded.directory, settings, flags),
+        ]
     if settings.update and mode == "batch":
         found.append("--update: replaces a running stream; a batch ends by itself. Leave it out.")
     if settings.at_least_once and mode == "batch":
         found.append("--at-least-once: is a mode of streams. Leave it out.")
-    if found:
-        shown = "\n".join(f"  {problem}" for problem in found)
-        raise SpecError(f"run --runner dataflow: the job cannot run there:\n{shown}\nNothing was started.")
+    return found
 
 
 def _settings(settings: Dataflow, flags: Sequence[str]) -> Iterator[str]:
@@ -68,6 +83,8 @@ def paths_of(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
                 yield from ((f"{at}.format", path) for path in files)
     for name, lookup in spec.lookups.items():
         yield from ((f"lookups.{name}.files", path) for path in lookup.patterns)
+        if isinstance(lookup, DatabaseLookup) and lookup.sqlite is not None:
+            yield f"lookups.{name}.database", lookup.sqlite
     for number, sink in enumerate(spec.sinks):
         if sink.kind != "pubsub":
             yield f"sinks[{number}].{sink.kind}.path", sink.destination.path
@@ -95,7 +112,7 @@ def _endpoints(spec: PipelineSpec, mode: str) -> Iterator[str]:
     for at, table in tables:
         if isinstance(table, BigQueryTable):
             named += [(f"{at}.endpoint", table.endpoint), (f"{at}.grpc_endpoint", table.grpc_endpoint)]
-        elif isinstance(table, DatabaseSource) and table.sqlite is None:
+        elif isinstance(table, DatabaseTable) and table.sqlite is None:
             named.append((f"{at}.database", table.place))
     for number, sink in enumerate(spec.sinks):
         if sink.pubsub is not None:

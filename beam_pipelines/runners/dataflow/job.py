@@ -28,7 +28,7 @@ from beam_pipelines.runners.dataflow.checks import check_dataflow
 from beam_pipelines.runners.dataflow.graph import check_size, graph_of
 from beam_pipelines.runners.dataflow.plan import facts_of
 from beam_pipelines.runners.dataflow.settings import DATAFLOW, Dataflow, beam_flags
-from beam_pipelines.runners.dataflow.starts import Begun, first_or_next, of_running, of_trial
+from beam_pipelines.runners.dataflow.starts import Begun, first_or_next, goes_on, of_running, of_trial
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.failures import own_error
 from beam_pipelines.runners.stream import outputs_of as stream_outputs_of
@@ -120,7 +120,7 @@ def _submit_batch(loaded: LoadedSpec, call: Call) -> Submitted:
         call.run_id or new_run_id(), spec.pipeline, loaded.state, pipeline_version=spec.version, contract=spec.contract.fingerprint, engine=DATAFLOW,
         spec=_shown(loaded), range=call.range, input=call.input, lookups=() if dry else versions_of(spec, lookups),
     )  # fmt: skip
-    options, temp_location = _options(loaded, call, run)
+    options, temp_location = options_of(loaded, call, run)
     job = Job(spec, run, temp_location, call.apply_lateness, _args(loaded, call), lookups=lookups)
     if dry:
         return _handed_in(job, call, options)
@@ -160,19 +160,22 @@ def _submit_stream(loaded: LoadedSpec, call: Call) -> Submitted:
     call = call if dry else _or_start(loaded, call)
     begun = _begun(loaded, call, lookups, dry=dry)
     run = replace(begun.run, engine=DATAFLOW, spec=_shown(loaded), pipeline_version=spec.version, contract=spec.contract.fingerprint)
-    options, temp_location = _options(loaded, call, run)
+    options, temp_location = options_of(loaded, call, run, ran=begun.ran)
     resume = Resume(begun.before, make=lambda source, number: reads[number])
     job = Job(spec, run, temp_location, args=_args(loaded, call), resume=resume, lookups=lookups)
     if not dry:
         write_no_doors(run.state)
         write_no_resolutions(run.state)
         write_outputs(run.state, stream_outputs_of(spec, run))
-    return _handed_in(job, call, options)
+    handed_in = _handed_in(job, call, options)
+    if not dry and _updates(call):
+        goes_on(begun)
+    return handed_in
 
 
 def _or_start(loaded: LoadedSpec, call: Call) -> Call:
     """The call as it is meant: an update of no job is refused, or is the start of one. A job that took the state of a dead one for its own would leave rows out."""
-    if not _updates(call) or _at_work(loaded, call):
+    if not _updates(call) or at_work(loaded, call):
         return call
     if not call.settings.or_start:
         raise SpecError(f"--update: {loaded.state}: no job of this stream runs; expected one to replace.", hint="Leave --update out.")
@@ -180,11 +183,9 @@ def _or_start(loaded: LoadedSpec, call: Call) -> Call:
     return replace(call, settings=replace(call.settings, update=False))
 
 
-def _at_work(loaded: LoadedSpec, call: Call) -> list[tuple[service.HandedIn, service.Found]]:
-    """The jobs of this stream that run."""
-    run_id = call.run_id or new_run_id()
-    options, _ = _options(loaded, call, RunInfo(run_id, loaded.spec.pipeline, loaded.state, mode="stream"))
-    return list(service.running(options, loaded.state))
+def at_work(loaded: LoadedSpec, call: Call) -> list[tuple[service.HandedIn, service.Found]]:
+    """The jobs of this stream that run, the newest first."""
+    return list(service.running(options_of(loaded, call)[0], loaded.state))
 
 
 def _begun(loaded: LoadedSpec, call: Call, lookups: Mapping[str, FileLookup], *, dry: bool) -> Begun:
@@ -194,15 +195,15 @@ def _begun(loaded: LoadedSpec, call: Call, lookups: Mapping[str, FileLookup], *,
         return of_trial(spec, loaded.state, run_id)
     versions = versions_of(spec, lookups)
     if _updates(call):
-        return of_running(spec, loaded.state, versions, say=call.say)
+        return of_running(loaded, versions, say=call.say)
     expect_id(loaded.state, call.run_id, mode="stream")
-    for job, found in _at_work(loaded, call):
+    for job, found in at_work(loaded, call):
         raise SpecError(
             f"run --mode stream: {loaded.state}: this stream runs as job {job.name} ({found.id}, {found.state}); expected none.",
             hint="Replace it by --update, or cancel it first.",
         )
     first = service.never_ran(loaded.state, [start.run_id for start in all_starts(loaded.state).values()])
-    return first_or_next(spec, loaded.state, run_id, versions, first=first, say=call.say)
+    return first_or_next(loaded, run_id, versions, first=first, say=call.say)
 
 
 def _shown(loaded: LoadedSpec) -> str:
@@ -214,8 +215,10 @@ def _args(loaded: LoadedSpec, call: Call) -> tuple[tuple[str, Any], ...]:
     return tuple({**call.args, "spec": _shown(loaded)}.items())
 
 
-def _options(loaded: LoadedSpec, call: Call, run: RunInfo) -> tuple[PipelineOptions, str]:
-    flags = beam_flags(call.settings, call.flags, pipeline=run.pipeline, mode=call.mode, run_id=run.run_id)
+def options_of(loaded: LoadedSpec, call: Call, run: RunInfo | None = None, *, ran: str = "") -> tuple[PipelineOptions, str]:
+    """Beam's options for the job, and the folder for what it needs on the way. `run`: None: whichever it will be."""
+    run = run or RunInfo(call.run_id or new_run_id(), loaded.spec.pipeline, loaded.state, mode=call.mode)
+    flags = beam_flags(call.settings, call.flags, pipeline=run.pipeline, mode=call.mode, run_id=run.run_id, ran=ran)
     options = Options([*flags, *(_OFFLINE if call.settings.graph is not None else ())], runner=DATAFLOW)
     return options, f"{str(options.view_as(GoogleCloudOptions).temp_location).rstrip('/')}/beam_pipelines"
 

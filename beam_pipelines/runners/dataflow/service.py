@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,11 +16,14 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from beam_pipelines.errors import RunError, TransientError
 from beam_pipelines.places import read_bytes, write_bytes
+from beam_pipelines.runners.dataflow.settings import SPEC_LABEL
 from beam_pipelines.sinks.claims import holders, release, stale
 from beam_pipelines.sinks.epochs import all_starts, handed_in
 from beam_pipelines.sinks.run import Output, RunInfo
 
 _ENDED = {"JOB_STATE_DONE", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_UPDATED", "JOB_STATE_DRAINED", "JOB_STATE_STOPPED"}
+
+_ENDING = {"JOB_STATE_DRAINING", "JOB_STATE_CANCELLING"}
 
 _LAUNCHED = re.compile(r"template_launches/([^/]+)/")
 
@@ -46,6 +50,10 @@ class Found(NamedTuple):
     @property
     def ended(self) -> bool:
         return self.state in _ENDED
+
+    @property
+    def ending(self) -> bool:
+        return self.state in _ENDING
 
 
 def link(project: str, region: str, job_id: str) -> str:
@@ -76,23 +84,40 @@ def jobs_of(options: PipelineOptions, job: HandedIn) -> list[Found]:
 
     Raises TransientError where the service does not answer, RunError where it refuses.
     """
-    from google.api_core.exceptions import GoogleAPICallError, RetryError
-    from google.auth.exceptions import GoogleAuthError, TransportError
     from google.cloud import dataflow_v1beta3 as dataflow
 
     request = dataflow.ListJobsRequest(project_id=job.project, location=job.region, name=job.name)
     own = _LAUNCHED.search(str(options.view_as(GoogleCloudOptions).template_location or ""))
-    try:
+    with _asking(f"the jobs of {job.project} in {job.region} cannot be listed"):
         return [
             Found(found.id, found.name, found.current_state.name)
             for found in _client(options).list_jobs(request)
             if found.name == job.name and (own is None or found.id != own[1])
         ]
+
+
+def ran_by(options: PipelineOptions, job: HandedIn, found: Found) -> str:
+    """The name of what a job runs, as in `epochs.Start`, by its label; "" for one of an earlier version of this package. Raises as `jobs_of` does."""
+    from google.cloud import dataflow_v1beta3 as dataflow
+
+    view = dataflow.JobView.JOB_VIEW_DESCRIPTION  # the first that has labels
+    request = dataflow.GetJobRequest(project_id=job.project, location=job.region, job_id=found.id, view=view)
+    with _asking(f"job {found.id} of {job.project} in {job.region} cannot be looked at"):
+        return str(_client(options).get_job(request).labels.get(SPEC_LABEL, ""))
+
+
+@contextlib.contextmanager
+def _asking(what: str) -> Iterator[None]:
+    from google.api_core.exceptions import GoogleAPICallError, RetryError
+    from google.auth.exceptions import GoogleAuthError, TransportError
+
+    try:
+        yield
     except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
         status = getattr(error, "code", None)
         passes = isinstance(error, RetryError | TransportError) or (status is not None and (int(status) >= 500 or int(status) == 429))
         raise (TransientError if passes else RunError)(
-            f"Dataflow: the jobs of {job.project} in {job.region} cannot be listed: {error}.",
+            f"Dataflow: {what}: {error}.",
             hint="Run again later." if passes else "The account needs roles/dataflow.viewer.",
         ) from error
 

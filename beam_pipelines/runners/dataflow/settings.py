@@ -10,6 +10,8 @@ from beam_pipelines.errors import SpecError
 
 DATAFLOW = "DataflowRunner"
 PIPELINE_LABEL, RUN_LABEL, MODE_LABEL = "beam_pipelines_pipeline", "beam_pipelines_run_id", "beam_pipelines_mode"
+SPEC_LABEL = "beam_pipelines_spec"
+"""Of a stream's job: the name by which `epochs.what_ran` knows what it runs."""
 AT_LEAST_ONCE = "streaming_mode_at_least_once"
 _NAMES = ("dataflow", "dataflowrunner")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
@@ -75,8 +77,8 @@ def label_value(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:63]
 
 
-def beam_flags(settings: Dataflow, flags: Sequence[str], *, pipeline: str, mode: str, run_id: str) -> list[str]:
-    """Beam's options for the job: ours, then `flags`, which win where both say something.
+def beam_flags(settings: Dataflow, flags: Sequence[str], *, pipeline: str, mode: str, run_id: str, ran: str = "") -> list[str]:
+    """Beam's options for the job: ours, then `flags`, which win where both say something. `ran` as in `epochs.Start`.
 
     Raises SpecError for labels that Dataflow refuses.
     """
@@ -89,7 +91,7 @@ def beam_flags(settings: Dataflow, flags: Sequence[str], *, pipeline: str, mode:
         ("--sdk_container_image", settings.image), ("--sdk_location", "container" if settings.image or "--sdk_container_image" in given else None),
     ]  # fmt: skip
     found = [f"{name}={value}" for name, value in said if value is not None and name not in given]
-    found += [f"--labels={label}" for label in _labels(settings, pipeline, mode, run_id)]
+    found += [f"--labels={label}" for label in _labels(settings, pipeline, mode, run_id, ran)]
     found += ["--no_use_public_ips"] if not settings.public_ips else []
     found += ["--update"] if settings.update and "--update" not in given else []
     found += ["--streaming", "--enable_streaming_engine"] if mode == "stream" else []
@@ -97,9 +99,9 @@ def beam_flags(settings: Dataflow, flags: Sequence[str], *, pipeline: str, mode:
     return [*found, "--no_save_main_session", *flags]
 
 
-def _labels(settings: Dataflow, pipeline: str, mode: str, run_id: str) -> list[str]:
+def _labels(settings: Dataflow, pipeline: str, mode: str, run_id: str, ran: str) -> list[str]:
     check_labels(settings.labels)
-    ours = {PIPELINE_LABEL: pipeline, RUN_LABEL: run_id, MODE_LABEL: mode}
+    ours = {PIPELINE_LABEL: pipeline, RUN_LABEL: run_id, MODE_LABEL: mode} | ({SPEC_LABEL: ran} if ran else {})
     return [*(f"{key}={label_value(value)}" for key, value in ours.items()), *settings.labels]
 
 

@@ -17,11 +17,14 @@ import numpy as np
 
 from beam_pipelines.edges import Resume
 from beam_pipelines.errors import SpecError
+from beam_pipelines.runners.dataflow.settings import DATAFLOW
 from beam_pipelines.runners.dataflow.subscriptions import go_back
-from beam_pipelines.sinks.epochs import newest_start, take_epoch
+from beam_pipelines.runners.versions import versions_here
+from beam_pipelines.sinks.epochs import Ran, keep_ran, newest_start, run_another, take_epoch
 from beam_pipelines.sinks.reached import Reached, begin, starts, write_progress
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.spec.horizon import horizon
+from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 
 _TICK_MICROS = 1_000_000  # by which progress may be ahead besides
@@ -32,10 +35,11 @@ Versions = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Begun:
-    """The run, and how far the starts before it had come."""
+    """The run, how far the starts before it had come, and the name of what it runs, as in `epochs.Start`."""
 
     run: RunInfo
     before: Reached
+    ran: str = ""
 
 
 def of_trial(spec: PipelineSpec, state: str, run_id: str) -> Begun:
@@ -43,38 +47,55 @@ def of_trial(spec: PipelineSpec, state: str, run_id: str) -> Begun:
     return Begun(RunInfo(run_id, spec.pipeline, state, mode="stream", epoch=1), Reached())
 
 
-def of_running(spec: PipelineSpec, state: str, versions: Versions, *, say: Say) -> Begun:
-    """The start that is at work. Raises SpecError where there is none."""
+def of_running(loaded: LoadedSpec, versions: Versions, *, say: Say) -> Begun:
+    """The start that is at work. Raises SpecError where there is none. What it runs is written down, but not yet that it does: see `goes_on`."""
+    spec, state = loaded.spec, loaded.state
     newest = newest_start(state)
     if newest is None:
         raise SpecError(f"--update: {state}: this stream was never started; expected a running job.", hint="Leave --update out.")
     epoch, start = newest
     own = starts(state).get(epoch, Reached())
     say(f"stream {spec.pipeline}: start {epoch} goes on in a new job, with its state")
-    return Begun(_run(spec, state, start.run_id, epoch, versions), Reached(own.began_micros, own.began_micros))
+    return Begun(
+        _run(spec, state, start.run_id, epoch, versions), Reached(own.began_micros, own.began_micros), keep_ran(state, Ran.of(loaded))
+    )
 
 
-def first_or_next(spec: PipelineSpec, state: str, run_id: str, versions: Versions, *, first: bool, say: Say) -> Begun:
+def goes_on(begun: Begun) -> None:
+    """Writes down that the start at work runs another spec from now on. Call it when the service has taken the job that does."""
+    run = begun.run
+    run_another(run.state, run.epoch, ran=begun.ran, lookups=dict(run.lookups), versions=_versions())
+
+
+def first_or_next(loaded: LoadedSpec, run_id: str, versions: Versions, *, first: bool, say: Say) -> Begun:
     """A start of its own; `first`: no earlier one has run. Raises SourceError where a subscription does not keep what this one needs again; then no epoch was taken."""
-    earlier = starts(state)
+    spec, state, ran = loaded.spec, loaded.state, Ran.of(loaded)
     if first:
-        epoch = take_epoch(state, run_id, dict(versions))
+        epoch = take_epoch(state, run_id, dict(versions), ran=ran, versions=_versions())
         begin(state, epoch)
         say(f"stream {spec.pipeline}: start {epoch}")
-        return Begun(_run(spec, state, run_id, epoch, versions), Reached())
-    before = safe(earlier[max(earlier)] if earlier else Reached(), spec)
+        return Begun(_run(spec, state, run_id, epoch, versions), Reached(), keep_ran(state, ran))
+    before = certain(spec, state)
     since = Resume(before).since(spec)
     for source in spec.sources.stream:
         go_back(source.pubsub, since)
-    epoch = take_epoch(state, run_id, dict(versions))
+    epoch = take_epoch(state, run_id, dict(versions), ran=ran, versions=_versions())
     write_progress(state, epoch, Reached(before.watermark_micros, before.watermark_micros, before.through_ms))
-    shown = (
-        "all that the subscriptions keep"
-        if since is None
-        else f"what was published since {np.datetime64(since, 'us').astype('datetime64[s]')}Z"
-    )
-    say(f"stream {spec.pipeline}: start {epoch}; {shown} is read again")
-    return Begun(_run(spec, state, run_id, epoch, versions), before)
+    say(f"stream {spec.pipeline}: start {epoch}; {delivered_again(since)} is read again")
+    return Begun(_run(spec, state, run_id, epoch, versions), before, keep_ran(state, ran))
+
+
+def delivered_again(since: int | None) -> str:
+    """What a start reads again, in words."""
+    if since is None:
+        return "all that the subscriptions keep"
+    return f"what was published since {np.datetime64(since, 'us').astype('datetime64[s]')}Z"
+
+
+def certain(spec: PipelineSpec, state: str) -> Reached:
+    """How far the starts of this state have come for certain; from there a next one goes back."""
+    earlier = starts(state)
+    return safe(earlier[max(earlier)] if earlier else Reached(), spec)
 
 
 def safe(noted: Reached, spec: PipelineSpec) -> Reached:
@@ -93,3 +114,7 @@ def replace_watermark(reached: Reached, micros: int) -> Reached:
 
 def _run(spec: PipelineSpec, state: str, run_id: str, epoch: int, versions: Versions) -> RunInfo:
     return replace(RunInfo(run_id, spec.pipeline, state, mode="stream", epoch=epoch), lookups=versions)
+
+
+def _versions() -> dict[str, str]:
+    return {**versions_here(), "engine": DATAFLOW}

@@ -155,7 +155,7 @@ def _released(version: str, say: Say) -> Path:
 
 @dataclass
 class FlinkJob:
-    """A running job; to be waited for as a `PortableJob` is. `name` is what the cluster calls it.
+    """A running job; to be waited for as a `PortableJob` is. `name` is what the cluster calls it, as it may have called jobs `before`.
 
     The cluster is asked what becomes of it, every `look_every_s`, not the job server: that one may die, and the job goes on. A job manager that has come back
     may look for its jobs for `recovery_s`.
@@ -166,6 +166,7 @@ class FlinkJob:
     name: str
     streaming: bool
     say: Say
+    before: Collection[str] = ()
     look_every_s: float = 1.0
     recovery_s: float = 60.0
     _id: str | None = None
@@ -176,6 +177,7 @@ class FlinkJob:
     _unknown_since: float | None = None
     _alone: bool = False  # the job server is gone
     _draining: threading.Thread | None = None
+    _undrained: RunError | None = None
     _watch: CheckpointWatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -191,6 +193,8 @@ class FlinkJob:
         while True:
             rest = self.look_every_s if deadline is None else max(0.0, min(self.look_every_s, deadline - time.monotonic()))
             if self._ended(rest) or self._look():
+                if self._undrained is not None:
+                    raise self._undrained
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
@@ -211,7 +215,7 @@ class FlinkJob:
     def id(self) -> str | None:
         """Flink's own name of the job; None until the cluster lists it."""
         if self._id is None:
-            self._id = next((job.id for job in self.rest.jobs() if job.name.startswith(self.name)), None)
+            self._id = next((job.id for job in self.rest.jobs() if job.name == self.name and job.id not in self.before), None)
         return self._id
 
     def _ended(self, timeout_s: float) -> bool:
@@ -227,19 +231,20 @@ class FlinkJob:
             if self.job.server.ended() is None:
                 if self._forgotten(self._id):
                     raise self._gone() from None
-                if self.streaming and self._failed(self._id) and _lasting(str(error.__cause__)) is None:
+                # not every cluster starts failed tasks again, or for ever
+                if self.streaming and self._state(self._id) == "FAILED" and _lasting(str(error.__cause__)) is None:
                     raise JobLostError(error.message, hint=error.hint) from error
                 raise
             self._alone = True
             self.say(f"{error.message} The job goes on.")
             return False
 
-    def _failed(self, job: str) -> bool:
-        """Whether Flink has given the job up: not every cluster starts failed tasks again, or for ever."""
+    def _state(self, job: str) -> str | None:
+        """Of the job, as far as the cluster says."""
         try:
-            return self.rest.job(job).state == "FAILED"
+            return self.rest.job(job).state
         except RunError:
-            return False
+            return None
 
     def _forgotten(self, job: str) -> bool:
         """Whether a job manager answers that knows no such job: one without high availability has come back."""
@@ -326,11 +331,26 @@ class FlinkJob:
     def _drain(self, job: str) -> None:
         """The sources have ended and the watermark is at its end, and Flink goes on for ever all the same. Stopped with a savepoint, everything before it has
         gone through the sinks, and its bundles are finalized."""
+        until, why = time.monotonic() + 2 * self.recovery_s, self._stop(job)
+        while isinstance(why, TransientError) and time.monotonic() < until:  # the job manager may come back, with the job or with its end
+            time.sleep(self.look_every_s)
+            why = self._stop(job)
+        if why is None or self._state(job) == "FINISHED":
+            return
+        self._undrained = RunError(
+            f"{why.message} So the stream was ended without a savepoint: windows that were open show nothing of it, and messages that are not acknowledged come "
+            "again with the next start.",
+            hint=why.hint or "A cluster needs state.savepoints.dir: docs/flink.md.",
+        )
+        self.cancel()
+
+    def _stop(self, job: str) -> RunError | None:
+        """Why it was not stopped, if it was not."""
         try:
             self.rest.stop_with_savepoint(job, drain=True)
         except RunError as error:
-            self.say(f"{error.message} Messages that are not acknowledged come again with the next start.")
-            self.cancel()
+            return error
+        return None
 
     def _judge(self, failure: Failure) -> None:
         ours = _lasting(failure.trace)
@@ -376,12 +396,13 @@ def flink_job(
     say(where.announcement)
     jar = job_server_jar(flink, where.version, say=say)
     _cancel(where.rest, instead_of, say)
+    before = {job.id for job in where.rest.jobs()}  # a run may have been tried under this name
     with job_server(find_java(), JAVA_OPENS, jar, where.rest.address, keep_logs=keep_logs) as server:
         options = options_for(where, flags, endpoint=server.endpoint, streaming=streaming, path=path)
         options.view_as(GoogleCloudOptions).job_name = name
         pipeline = beam.Pipeline(options=options)
         build(pipeline)
-        job = FlinkJob(submitted(pipeline, server), where.rest, name, streaming, say)
+        job = FlinkJob(submitted(pipeline, server), where.rest, name, streaming, say, before)
         try:
             yield job
         finally:

@@ -6,16 +6,18 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from apache_beam.portability.api import beam_fn_api_pb2
-from apache_beam.runners.worker.sdk_worker import SdkWorker
+from apache_beam.runners.worker.sdk_worker import BundleProcessorCache, SdkWorker
 from apache_beam.transforms.core import DoFn
 
 BEAMS_OWN = (SdkWorker.process_bundle, SdkWorker.finalize_bundle, DoFn.BundleFinalizerParam.register)
 _beams_process, _beams_finalize, _beams_register = BEAMS_OWN
 _LOG = logging.getLogger(__name__)
 _lock = threading.Lock()
-_parked: dict[str, list[Callable[[], object]]] = {}
+_parked: WeakKeyDictionary[BundleProcessorCache, dict[str, list[Callable[[], object]]]] = WeakKeyDictionary()
+"""By the worker's cache and the bundle: several workers in one process number their bundles alike. What a worker leaves behind goes with it."""
 _of_this_bundle = threading.local()
 
 
@@ -50,13 +52,13 @@ def _process(worker: Any, request: Any, instruction_id: str) -> Any:
     if response.process_bundle.requires_finalization:
         worker.bundle_processor_cache.release(instruction_id)  # where that fails the bundle does, and is finalized by nobody
         with _lock:
-            _parked[instruction_id] = callbacks
+            _parked.setdefault(worker.bundle_processor_cache, {})[instruction_id] = callbacks
     return response
 
 
 def _finalize(worker: Any, request: Any, instruction_id: str) -> Any:
     with _lock:
-        callbacks = _parked.pop(request.instruction_id, None)
+        callbacks = _parked.get(worker.bundle_processor_cache, {}).pop(request.instruction_id, None)
     if callbacks is None:
         return _beams_finalize(worker, request, instruction_id)
     for callback in callbacks:

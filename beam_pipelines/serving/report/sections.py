@@ -86,7 +86,8 @@ def _observed(check: CheckResult) -> str:
 def outputs_section(run: RunResults, snapshots: Mapping[str, Snapshot]) -> Html:
     """What was committed where, and how much of it is still so."""
     if not run.outputs:
-        why = "A run that fails commits nothing: the outputs are as they were." if run.status == "failed" else "The run has no output."
+        failed = "What is stored was not counted." if streams(run) else "A run that fails commits nothing: the outputs are as they were."
+        why = failed if run.status == "failed" else "The run has no output."
         return section("outputs", "Outputs", tag("p", why))
     rows = [
         (tag("div", tag("b", cut(o.name, 80)), tag("br"), tag("code", cut_front(o.path, 200))), o.status, number(o.rows), number(o.files), size(o.bytes), _partitions(o.partitions), _now(o, run, snapshots.get(o.name)))

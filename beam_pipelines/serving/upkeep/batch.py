@@ -17,7 +17,7 @@ from msgspec import structs
 
 from beam_pipelines.places import exists, join, parent, size
 from beam_pipelines.sinks import manifest
-from beam_pipelines.sinks.committing import carry_out
+from beam_pipelines.sinks.committing import carry_out, finish
 from beam_pipelines.sinks.deletions import Deleted, Doomed, Intent, Step, read_account, write_account
 from beam_pipelines.sinks.manifest import Change, Commit, Snapshot
 from beam_pipelines.sinks.results import RunResults, find_run, record_path
@@ -107,7 +107,7 @@ def delete_letters(state: str, old: OldLetters, run_id: str, *, at: str) -> Iter
     yield Step("retired", old.output)
     for _ in range(_TRIES):
         for other in manifest.unfinished(state):
-            for _ in carry_out(state, other):
+            for _ in finish(state, other):
                 pass
         newest = manifest.latest(state)
         if newest is None or not manifest.decide(state, decided := _without(state, newest, old, run_id)):
