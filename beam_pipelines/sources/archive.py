@@ -29,7 +29,7 @@ from beam_pipelines.formats.options import Format
 from beam_pipelines.formats.reader import Broken
 from beam_pipelines.places import size
 from beam_pipelines.sources.files import COUNTS, DEAD, ReadRows, broken_letters, matching
-from beam_pipelines.sources.pubsub_messages import rows_of
+from beam_pipelines.sources.pubsub_messages import AHEAD_MICROS, rows_of
 from beam_pipelines.spec.sources import ArchiveSource, BatchSource
 
 _BATCH_ROWS = 20_000
@@ -214,7 +214,8 @@ def written_files(source: ArchiveSource, since: int | None = None) -> list[str]:
             f"sources: {source.archive}: a Cloud Storage subscription wrote it, and its rows are those of the subscription that the stream reads; got none.",
             hint="Say which: subscription: projects/P/subscriptions/S.",
         )
-    return [path for path in found if since is None or pubsub_avro.may_hold(path, since)]
+    published = since if since is None or source.arrival is None else since - AHEAD_MICROS  # an arrival may lie ahead of it
+    return [path for path in found if published is None or pubsub_avro.may_hold(path, published)]
 
 
 def hour_folders(source: ArchiveSource, since: int | None = None) -> list[str]:

@@ -118,6 +118,14 @@ def test_files_closed_before_the_range_are_not_read(tmp_path: Path) -> None:
     read(archive(tmp_path), rows([raw_batch(live(late))]), since=AT + 5 * HOUR)
 
 
+def test_a_file_closed_before_the_range_is_read_where_an_arrival_may_lie_ahead_of_its_publishing(tmp_path: Path) -> None:
+    ahead = [Message("1125899906842624", AT, b"1", {"at": "2024-05-02T09:00:00Z"})]
+    long_before = [Message("1125899906842625", AT - 48 * HOUR, b"2", {"at": "2024-04-29T10:00:00Z"})]
+    write_file(tmp_path / "2024-05-01T10:00:00+00:00_a.avro", ahead)
+    write_file(tmp_path / "2024-04-29T10:00:00+00:00_b.avro", long_before)
+    read(archive(tmp_path, "at"), rows([raw_batch(live(ahead, "at"))]), since=AT + 20 * HOUR)
+
+
 def test_attributes_go_along_where_the_format_needs_them(tmp_path: Path) -> None:
     messages = [Message("1125899906842624", AT, b"x", {"googclient_schemaencoding": "BINARY"})]
     write_file(tmp_path / "2024-05-01T10:00:00+00:00_a.avro", messages)
