@@ -107,7 +107,7 @@ def expect_held(outputs: Sequence[Output], run: RunInfo) -> None:
                 hint="Nothing was committed; run again.",
             )
         if not _same(held, run):
-            raise _busy(output, held)
+            raise busy(output, held)
 
 
 def holders(output: Output) -> list[Claim]:
@@ -145,7 +145,7 @@ def _take(output: Output, run: RunInfo) -> bool:
         _expect_free(output, run)
         before: Held | None = None
         for dead in holders(output):
-            if stale(dead) and (dead.range == run.range or _overlap(dead, output, run)):
+            if stale(dead) and (dead.range == run.range or overlap(dead, output, run)):
                 found = _stale(_path(output, dead.range))
                 if dead.range == run.range:
                     before = found
@@ -154,7 +154,7 @@ def _take(output: Output, run: RunInfo) -> bool:
         now = utc_now()
         mine = msgspec.json.encode(Claim(run.run_id, run.attempt, this_process(), now, now, run.range))
         if not (create_new(path, mine) if before is None else swap(path, before, mine)):
-            raise _busy(output, _read(path) or _decoded(mine))
+            raise busy(output, _read(path) or _decoded(mine))
         try:  # where nothing locks, such as an object store, another may have come between: whoever sees the other gives way
             _expect_free(output, run)
         except SinkError:
@@ -184,11 +184,12 @@ def _stale(path: str) -> Held | None:
 def _expect_free(output: Output, run: RunInfo) -> None:
     """Raises SinkError where a living run other than this holds what it would write."""
     for held in holders(output):
-        if not _same(held, run) and _overlap(held, output, run) and not stale(held):
-            raise _busy(output, held)
+        if not _same(held, run) and overlap(held, output, run) and not stale(held):
+            raise busy(output, held)
 
 
-def _overlap(held: Claim, output: Output, run: RunInfo) -> bool:
+def overlap(held: Claim, output: Output, run: RunInfo) -> bool:
+    """Whether the run would write what the claim holds."""
     if held.range is None or run.range is None:
         return True
     if output.replace == "runs":
@@ -196,7 +197,8 @@ def _overlap(held: Claim, output: Output, run: RunInfo) -> bool:
     return held.range[0] < run.range.end and run.range.start < held.range[1]
 
 
-def _busy(output: Output, held: Claim) -> SinkError:
+def busy(output: Output, held: Claim) -> SinkError:
+    """What to say where a living run holds an output."""
     what = "it" if held.range is None else f"its range {show_range(held.range)}"
     return SinkError(
         f"output '{output.name}' ({output.path}): run '{held.run_id}' writes {what} ({held.owner.text}, since {held.taken_at}); expected no other run.",

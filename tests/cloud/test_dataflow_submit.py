@@ -212,6 +212,18 @@ def test_a_batch_whose_job_failed_unwatched_stands_in_nobodys_way(service: Dataf
     assert [job["name"] for job in service.jobs] == ["flights-r1", f"flights-{again}"]
 
 
+@pytest.mark.parametrize("again", ["r2", "r1"])
+def test_a_batch_whose_job_runs_unwatched_keeps_its_outputs(service: DataflowService, lake: str, tmp_path: Path, again: str) -> None:
+    spec = loaded(tmp_path, lake=lake)
+    submit(spec, call(service, lake, run_id="r1"))
+    _launcher(lake, started="by a process that has ended")
+    with pytest.raises(SinkError, match=r"output 'rows' .*: run 'r1' writes it"):
+        submit(spec, call(service, lake, run_id=again))
+    service.jobs[0]["currentState"] = FAILED
+    submit(spec, call(service, lake, run_id=again))
+    assert [job["name"] for job in service.jobs] == ["flights-r1", f"flights-{again}"]
+
+
 def test_a_launcher_does_not_take_its_own_queued_job_for_another(service: DataflowService, lake: str, tmp_path: Path) -> None:
     """The service makes the job of a template before it starts the launcher, which then looks for jobs of that name."""
     spec = loaded(tmp_path, lake=lake)
@@ -229,15 +241,20 @@ def test_a_launcher_does_not_take_its_own_queued_job_for_another(service: Datafl
     assert looking() == [first, "own"]
 
 
-def _from_elsewhere(spec: LoadedSpec, called: Call, lake: str) -> None:
-    """As from another machine: a claim of a process that has ended on this one is taken over anyway."""
+def _launcher(lake: str, **owner: str) -> None:
+    """Makes the claims those of another process."""
     from beam_pipelines.places import write_bytes
 
     for output in ("flights", "by_hour", "dead_letters"):
         path = f"{lake}/{output}/.staging/claim.json"
         claim = json.loads(read_bytes(path) or b"{}")
-        claim["owner"]["host"] = "launcher-elsewhere"
+        claim["owner"] |= owner
         write_bytes(path, json.dumps(claim).encode())
+
+
+def _from_elsewhere(spec: LoadedSpec, called: Call, lake: str) -> None:
+    """As from another machine: a claim of a process that has ended on this one is taken over anyway."""
+    _launcher(lake, machine="elsewhere/boot/namespace")
     submit(spec, called)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from beam_pipelines.runners.dataflow.starts import Begun, first_or_next, goes_on
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.failures import own_error
 from beam_pipelines.runners.stream import outputs_of as stream_outputs_of
+from beam_pipelines.sinks.claims import renewing
 from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.epochs import all_starts
 from beam_pipelines.sinks.outputs import write_outputs
@@ -75,6 +77,7 @@ class Submitted:
     graph: Any
     _result: Any = None
     _ended: Callable[[bool], None] = lambda good: None
+    _holding: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def wait(self) -> RunResults | None:
         """Follows the job to its end; gives the record of a batch. Raises the error of ours that a step raised, RunError where the job failed otherwise.
@@ -84,7 +87,8 @@ class Submitted:
         from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeException
 
         try:
-            self._result.wait_until_finish()
+            with self._holding():
+                self._result.wait_until_finish()
         except DataflowRuntimeException as error:  # it has ended, and not well
             self._ended(False)
             raise own_error(error, hint=f"See {self.url}") from error
@@ -138,16 +142,10 @@ def _submit_batch(loaded: LoadedSpec, call: Call) -> Submitted:
 
     try:
         write_no_resolutions(run.state)
-        return replace_ended(_handed_in(job, call, options), ended)
+        return replace(_handed_in(job, call, options), _ended=ended, _holding=partial(renewing, outputs, run))
     except BaseException:
         ended(False)
         raise
-
-
-def replace_ended(submitted: Submitted, ended: Callable[[bool], None]) -> Submitted:
-    """The same job, with what is to be done when it has ended."""
-    submitted._ended = ended
-    return submitted
 
 
 def _submit_stream(loaded: LoadedSpec, call: Call) -> Submitted:

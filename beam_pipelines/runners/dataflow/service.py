@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from beam_pipelines.errors import RunError, TransientError
 from beam_pipelines.places import read_bytes, write_bytes
 from beam_pipelines.runners.dataflow.settings import SPEC_LABEL
-from beam_pipelines.sinks.claims import holders, release, stale
+from beam_pipelines.sinks.claims import busy, holders, overlap, release, stale
 from beam_pipelines.sinks.epochs import all_starts, handed_in
 from beam_pipelines.sinks.run import Output, RunInfo
 
@@ -138,16 +138,22 @@ def running(options: PipelineOptions, state: str) -> Iterator[tuple[HandedIn, Fo
 
 
 def release_dead(outputs: list[Output], run: RunInfo, options: PipelineOptions) -> list[str]:
-    """Gives back the claims of runs whose job has ended without a commit; gives their run ids. Nobody was there to do it when it ended."""
+    """Gives back the claims of runs whose job has ended without a commit; gives their run ids. Nobody was there to do it when it ended.
+
+    Raises SinkError where a job still runs whose launcher has gone: its claim looks stale, and is not.
+    """
     known = remembered(run.state, (held.run_id for output in outputs for held in holders(output)))
     dead = []
     for output in outputs:
         for held in holders(output):
             job = known.get(held.run_id)
-            if job is None or held.attempt == run.attempt or stale(held):
+            if job is None or held.attempt == run.attempt:
                 continue
             found = jobs_of(options, job)
-            if found and all(one.ended for one in found):
+            if stale(held):
+                if overlap(held, output, run) and not all(one.ended for one in found):
+                    raise busy(output, held)
+            elif found and all(one.ended for one in found):
                 release([output], replace(run, run_id=held.run_id, attempt=held.attempt, range=held.range))
                 dead.append(held.run_id)
     return sorted(set(dead))
