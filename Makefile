@@ -91,7 +91,7 @@ test-kills: env ## kill -9 of a stream 50 times (KILLS=, SEED=): the nightly run
 EXAMPLES ?= 200
 
 .PHONY: test-laws
-test-laws: env ## every property with ten times as many examples: the nightly run
+test-laws: env ## every property with twenty times as many examples: the nightly run
 	LAWS=deep $(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
 
 .PHONY: test-parity

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ["tests.pubsub_servers"]
 
 # No deadline: a law does not depend on how busy the machine is.
-settings.register_profile("everyday", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("everyday", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("everyday"), derandomize=True, print_blob=True)
 settings.register_profile("deep", parent=settings.get_profile("everyday"), max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("LAWS") or ("ci" if os.environ.get("CI") == "true" else "everyday"))

@@ -222,6 +222,7 @@ def test_outputs_that_cannot_be_replaced_in_part_are_refused(tmp_path: Path, old
         parse_range(loaded.spec, "2013-12-01", "2013-12-02")
 
 
+@pytest.mark.slow
 def test_a_key_that_moves_to_another_partition_leaves_a_tombstone_in_the_old_one(tmp_path: Path) -> None:
     midnight = 1440
     files: list[list[Any]] = [[row(1, midnight - 60, 1), row(2, midnight - 50)]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -234,12 +235,12 @@ def play(stream: Stream, events: Sequence[Event], data: st.DataObject) -> None:
     stream.advance(100 * HOUR)
 
 
-FEW, MANY = 3, 60
+FEW, MANY = 100 if os.environ.get("LAWS") == "deep" else 3, 25
 examples = pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
 def hypothetically(examples: int, law: Any) -> None:
-    """Runs a law on this many examples: few each time, many where there is time."""
+    """Runs a law on this many examples: few each time, many where there is time, most in the nightly run."""
     settings(max_examples=examples)(law)()
 
 

@@ -46,6 +46,7 @@ def counts(call: Call, orders: Path) -> dict[str, int]:
     return {f"{g['stage']}:{g['reason']}": g["rows"] for g in found["groups"]}
 
 
+@pytest.mark.slow
 def test_a_replay_says_what_it_will_do_does_it_and_keeps_the_history(call: Call, open_orders: Path) -> None:
     call("run", open_orders)
     assert sum(counts(call, open_orders).values()) == 3

@@ -32,7 +32,7 @@ def check(setting: Setting, timeline: Timeline) -> None:
         agree(timeline, setting, graph.as_batch(batched), stream, compared_late=compared_late(streamed.spec))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_batch_stream_and_rules_agree_on_what_is_stored(kind: str) -> None:
     @tried(2, f"graph {kind}")
     @given(settings_of(kind), timelines(BUNDLES))
@@ -42,6 +42,7 @@ def test_batch_stream_and_rules_agree_on_what_is_stored(kind: str) -> None:
     law()
 
 
+@pytest.mark.slow
 def test_a_stream_without_a_rule_for_duplicates_counts_each_message_once() -> None:
     @tried(2, "graph without a rule")
     @given(st.sampled_from(KINDS).map(lambda kind: Setting(kind, within=None)), timelines(BUNDLES))

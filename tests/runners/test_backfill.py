@@ -273,6 +273,7 @@ def test_a_step_that_fails_says_why_and_the_others_are_not_begun(tmp_path: Path,
     assert done_steps(str(tmp_path), plan) == {}
 
 
+@pytest.mark.slow
 def test_no_more_than_jobs_are_at_work_at_once_and_after_a_failure_the_others_end(tmp_path: Path) -> None:
     plan, told = plan_of(tmp_path, 6), list[Ended]()
     (tmp_path / "at_work").mkdir()

@@ -12,6 +12,7 @@ from tests.runners.flood import ROWS, flood, reset
 ELEMENTS = 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounded", [True, False])
 def test_rows_that_wait_for_a_slow_keyed_stage_are_bounded(bounded: bool) -> None:
     """Without a bound the source is done while the keyed stage has hardly begun."""

@@ -54,6 +54,7 @@ def ask(loaded: LoadedSpec, sql: str) -> list[tuple[Any, ...]]:
     return open_letters(loaded.state, places_of(loaded.spec)).execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_repaired_records_are_rows_once_and_their_letters_resolved_by_the_run(tmp_path: Path) -> None:
     loaded = make(tmp_path, [[row(1, 60, 5), row(2, 120, 1), row(3, 2 * 1440, 2), "nonsense"]], STRICT_WHOLE)
     go(loaded)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -103,6 +104,7 @@ def repeated(examples: list[Any], key: Callable[[Any], str]) -> int:
     return sum(len(found) > len(set(found)) for found in keys)
 
 
+@pytest.mark.slow
 def test_records_break_a_contract_in_every_way_and_most_are_good() -> None:
     some = [record for example in drawn(records(FEW), 1000) for record in example]
     found, dead = split(some)

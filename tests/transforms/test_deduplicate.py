@@ -231,6 +231,7 @@ def test_every_bundle_repeated(tmp_path: Path) -> None:
         assert_deduplicated(pipeline, tmp_path)
 
 
+@pytest.mark.slow
 def test_workers_share_nothing_but_temp_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private, shared = tmp_path / "private", tmp_path / "shared"
     private.mkdir()
