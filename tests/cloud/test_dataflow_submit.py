@@ -300,9 +300,8 @@ def test_a_followed_batch_that_fails_leaves_outputs_as_they_were(service: Datafl
 def test_whoever_stops_waiting_leaves_the_job_its_claims(service: DataflowService, lake: str, tmp_path: Path) -> None:
     handed_in = submit(loaded(tmp_path, lake=lake), call(service, lake, run_id="r1"))
 
-    service.watched = lambda: os.kill(
-        os.getpid(), signal.SIGINT
-    )  # at each look: one may hit a callback of the collector, which hears nothing
+    # At each look: one may hit a callback of the garbage collector, which hears nothing.
+    service.watched = lambda: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         handed_in.wait()
     service.watched = lambda: None
