@@ -62,12 +62,13 @@ class ApplyFunction:
 
     def keeps_times(self, rows: pa.RecordBatch, out: pa.RecordBatch, failed: Mapping[int, Rejected]) -> None:
         """Raises RunError where a time is another than before in a row that did not fail, and its column is not declared."""
-        fine = np.ones(rows.num_rows, bool)
-        fine[list(failed)] = False
+        if failed:
+            fine = np.ones(rows.num_rows, bool)
+            fine[list(failed)] = False
+            rows, out = (batch.filter(pa.array(fine)) for batch in (rows, out))
+        declared = dict(self.columns)
         for name, column in zip(rows.schema.names, rows.columns, strict=True):
-            if family(column.type) != "instant" or name in dict(self.columns):
-                continue
-            if not column.filter(pa.array(fine)).equals(out[name].filter(pa.array(fine))):
+            if family(column.type) == "instant" and name not in declared and not column.equals(out[name]):
                 raise RunError(
                     f"apply {self.function}: changed the time {name!r}, which is not declared, in rows that Deduplicate may take back.",
                     hint="Declare it under columns, or put the step before Deduplicate.",

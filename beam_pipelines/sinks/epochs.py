@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ from beam_pipelines.sinks.run import utc_now
 if TYPE_CHECKING:
     from beam_pipelines.spec.load import LoadedSpec
 
+_Kind = TypeVar("_Kind")
 _TRIES = 20
 
 
@@ -94,8 +95,7 @@ def take_epoch(
 
 def latest_epoch(state: str) -> int:
     """The highest epoch taken; 0 before the first start."""
-    numbers = [int(n[:-5]) for n in list_files(_folder(state)) if n.endswith(".json") and n[:-5].isdigit()]
-    return max(numbers, default=0)
+    return max(epochs_in(_folder(state)), default=0)
 
 
 def all_starts(state: str) -> dict[int, Start]:
@@ -105,19 +105,12 @@ def all_starts(state: str) -> dict[int, Start]:
 
 def starts_of(state: str, epochs: Iterable[int]) -> dict[int, Start]:
     """The starts of these epochs, in order; without those that nobody took."""
-
-    def read(epoch: int) -> tuple[int, bytes | None]:
-        return epoch, read_bytes(_path(state, epoch))
-
-    found = each(_folder(state), read, [(epoch,) for epoch in epochs])
-    return dict(sorted((epoch, msgspec.json.decode(content, type=Start)) for epoch, content in found if content))
+    return read_by_epoch(_folder(state), epochs, Start)
 
 
 def newest_start(state: str) -> tuple[int, Start] | None:
     """The highest epoch and who took it; None before the first start."""
-    epoch = latest_epoch(state)
-    content = read_bytes(_path(state, epoch)) if epoch else None
-    return (epoch, msgspec.json.decode(content, type=Start)) if content else None
+    return next(iter(starts_of(state, [latest_epoch(state)]).items()), None)
 
 
 def keep_ran(state: str, ran: Ran) -> str:
@@ -191,4 +184,24 @@ def _folder(state: str) -> str:
 
 
 def _path(state: str, number: int) -> str:
-    return join(_folder(state), f"{number:06d}.json")
+    return path_of_epoch(_folder(state), number)
+
+
+def path_of_epoch(folder: str, epoch: int) -> str:
+    """The file of a start, in a folder that has one of each."""
+    return join(folder, f"{epoch:06d}.json")
+
+
+def epochs_in(folder: str) -> list[int]:
+    """The epochs of which such a folder has a file."""
+    return [int(name[:-5]) for name in list_files(folder) if name.endswith(".json") and name[:-5].isdigit()]
+
+
+def read_by_epoch(folder: str, epochs: Iterable[int], kind: type[_Kind]) -> dict[int, _Kind]:
+    """What such a folder says of these epochs, in order; without those of which it has no file."""
+
+    def read(epoch: int) -> tuple[int, bytes | None]:
+        return epoch, read_bytes(path_of_epoch(folder, epoch))
+
+    found = each(folder, read, [(epoch,) for epoch in epochs])
+    return dict(sorted((epoch, msgspec.json.decode(content, type=kind)) for epoch, content in found if content))

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import msgspec
 
 from beam_pipelines.arrow.engine import literal
-from beam_pipelines.places import each, join, list_files, local, read_bytes, write_bytes
-from beam_pipelines.sinks.epochs import stream_folder
+from beam_pipelines.places import join, list_files, local, write_bytes
+from beam_pipelines.sinks.epochs import epochs_in, path_of_epoch, read_by_epoch, stream_folder
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,18 +36,12 @@ class Reached(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def starts(state: str) -> dict[int, Reached]:
     """How far each start has come, by its epoch."""
-    names = list_files(_folder(state))
-    return reached_by(state, [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()])
+    return reached_by(state, epochs_in(_folder(state)))
 
 
 def reached_by(state: str, epochs: Iterable[int]) -> dict[int, Reached]:
     """How far these starts have come, by epoch, in order; without those that have written nothing down."""
-
-    def read(epoch: int) -> tuple[int, bytes | None]:
-        return epoch, read_bytes(_path(state, epoch))
-
-    found = each(_folder(state), read, [(epoch,) for epoch in epochs])
-    return dict(sorted((epoch, msgspec.json.decode(content, type=Reached)) for epoch, content in found if content))
+    return read_by_epoch(_folder(state), epochs, Reached)
 
 
 def starts_sql(state: str) -> str | None:
@@ -83,11 +77,7 @@ def _until_now(reached: Reached) -> Reached:
 
 def write_progress(state: str, epoch: int, reached: Reached) -> None:
     """Writes down how far this start has come."""
-    write_bytes(_path(state, epoch), msgspec.json.encode(reached))
-
-
-def _path(state: str, epoch: int) -> str:
-    return join(_folder(state), f"{epoch:06d}.json")
+    write_bytes(path_of_epoch(_folder(state), epoch), msgspec.json.encode(reached))
 
 
 def _folder(state: str) -> str:

@@ -18,7 +18,7 @@ from beam_pipelines.sinks import claims, committing, manifest
 from beam_pipelines.sinks.claims import claim, holders, release, renewing, stale
 from beam_pipelines.sinks.committing import abandon, commit_steps, prepare
 from beam_pipelines.sinks.plan import outputs_of
-from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.spec.load import load_spec
 from tests.sinks.lake import Lake
 from tests.sinks.test_committing import BEFORE, NEW, OLD, ranged
@@ -126,15 +126,21 @@ def test_a_claim_taken_over_after_the_commit_has_begun_is_noticed_before_it_deci
     assert manifest.numbers(lake.state) == []
 
 
-def test_outputs_claimed_to_carry_out_a_dead_runs_commit_are_given_back_where_that_fails(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def decided_and_dead(lake: Lake) -> tuple[Output, Output]:
+    """Two outputs of a run that has decided its commit, and no more."""
     one, two = lake.output("one"), lake.output("two")
     run = lake.run("r1")
     steps = commit_steps(lake.work(run, [one, two], [*lake.stage(run, one, OLD), *lake.stage(run, two, OLD)]))
     while next(steps) != "decide":
         pass
     release([one, two], run)
+    return one, two
+
+
+def test_outputs_claimed_to_carry_out_a_dead_runs_commit_are_given_back_where_that_fails(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = decided_and_dead(lake)
 
     def refused(*_: str) -> None:
         raise SinkError("the disk is full")
@@ -150,12 +156,7 @@ def test_outputs_claimed_to_carry_out_a_dead_runs_commit_are_given_back_where_th
 
 def test_what_a_dead_run_has_decided_stays_staged_while_it_cannot_be_carried_out(lake: Lake) -> None:
     """Two runs begin at once, each with one of the two outputs that a dead run had: neither may touch both, and neither sweeps."""
-    one, two = lake.output("one"), lake.output("two")
-    run = lake.run("r1")
-    steps = commit_steps(lake.work(run, [one, two], [*lake.stage(run, one, OLD), *lake.stage(run, two, OLD)]))
-    while next(steps) != "decide":
-        pass
-    release([one, two], run)
+    one, two = decided_and_dead(lake)
     claim([two], lake.run("r2"))
     prepare([one], lake.run("r3"))
     assert manifest.numbers(lake.state) == [1]
