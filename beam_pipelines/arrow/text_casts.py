@@ -133,7 +133,7 @@ def _string(text: str, dtype: DataType, column: Column) -> Cast:
 
 
 def _json(text: str, dtype: DataType, column: Column) -> Cast:
-    """DuckDB also takes NaN, Infinity and trailing commas: where a text may hold one, look again without its strings."""
+    """DuckDB also takes NaN, Infinity and trailing commas: where a text may hold one, look again with its strings empty."""
     loose = r"(?i)nan|inf|,\s*[\]}]"
     bare = f"regexp_replace({text}, {literal(_JSON_STRING)}, '', 'g')"
 

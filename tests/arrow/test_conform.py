@@ -89,6 +89,16 @@ def test_the_text_of_a_value_is_read_back_as_the_value(kind: str) -> None:
     law()
 
 
+@pytest.mark.parametrize("text", ['["a", "info"]', '{"b": 1, "a": "nan"}', '[null, "INF"]', '["a\\"", "inf, ]"]'])
+def test_strings_of_json_may_hold_what_is_no_json_outside_of_them(text: str) -> None:
+    assert outcomes("json", [text]) == [text]
+
+
+@pytest.mark.parametrize("text", ['["a", "info",]', '["info", NaN]', '{"info": -Infinity}', '["inf" , ]'])
+def test_json_with_what_duckdb_takes_and_nobody_else_is_refused(text: str) -> None:
+    assert outcomes("json", [text]) == ["CAST"]
+
+
 nested_kinds = st.sampled_from([
     "list<int16>", "list<decimal(12,2)>", "struct<a: int8, b: string>", "list<struct<t: timestamp, f: list<float64>>>", "struct<s: struct<d: date>>",
 ])  # fmt: skip
