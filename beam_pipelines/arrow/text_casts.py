@@ -31,6 +31,7 @@ NAIVE = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}([T ]{TIME})?"
 WITH_OFFSET = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[T ]{TIME}(Z| UTC|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)"
 UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _JSON_STRING = r'"([^"\\]|\\.)*"'
+_EMPTY_STRING = '""'
 WHITE_SPACE = " \t\n\r\v\f\u00a0\u2003\u3000"
 
 FIRST_MICROS, LAST_MICROS = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999, what Python and BigQuery hold
@@ -135,7 +136,7 @@ def _string(text: str, dtype: DataType, column: Column) -> Cast:
 def _json(text: str, dtype: DataType, column: Column) -> Cast:
     """DuckDB also takes NaN, Infinity and trailing commas: where a text may hold one, look again with its strings empty."""
     loose = r"(?i)nan|inf|,\s*[\]}]"
-    bare = f"regexp_replace({text}, {literal(_JSON_STRING)}, '', 'g')"
+    bare = f"regexp_replace({text}, {literal(_JSON_STRING)}, {literal(_EMPTY_STRING)}, 'g')"
 
     def wrong(_: str) -> str:
         odd = f"regexp_matches({text}, {literal(loose)})"
