@@ -20,9 +20,10 @@ from typing import Any, Literal
 import grpc
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_pipelines import draining, durable
-from beam_pipelines.arrow.schema import POSITION, as_archived, of_source
+from beam_pipelines.arrow.schema import POSITION, PUBLISH_TIME, as_archived, of_source
 from beam_pipelines.errors import BeamPipelinesError, RunError, SourceError
 from beam_pipelines.sources.pubsub_calls import Subscription, back_off_s, code, is_transient, refused, requests
 from beam_pipelines.sources.pubsub_held import Held, extend
@@ -347,13 +348,13 @@ class Puller:
         self._watermark.pulled(times)
         self._count(unreadable=int(unreadable.sum()))
         if positions:
-            self._waiting.add(Parcel(rows, positions, size, since, int(times.min()) if len(times) else None))
+            behind_s = time.time() - pc.max(rows.column(PUBLISH_TIME)).value / 1e6
+            self._waiting.add(Parcel(rows, positions, size, since, int(times.min()) if len(times) else None, behind_s))
 
     def _due(self) -> bool:
-        """Whether an element is to be handed out: when enough wait, when one has waited long enough, or when no more can come."""
-        since = self._waiting.since()
-        waited = since is not None and self._now_s() - since >= self.settings.linger_s
-        return waited or self._waiting.enough() or self._state != "pulling" or not self._free()
+        """Whether an element is to be handed out: when it is worth it, or when no more can come."""
+        due = self._waiting.due(self._now_s(), linger_s=self.settings.linger_s, last=self._message_at)
+        return due or self._state != "pulling" or not self._free()
 
     def _delivery(self, parcels: list[Parcel]) -> Delivery:
         rows, positions = merged(parcels)

@@ -11,16 +11,19 @@ import pyarrow as pa
 from beam_pipelines.arrow.concat import concat
 
 ENOUGH_ROWS, ENOUGH_BYTES = 60_000, 16 << 20
+LINGER_OF_BEHIND, LINGER_MOST_S = 0.1, 2.0
 
 
 class Parcel(NamedTuple):
-    """Messages sorted in together: `since` when the first waits (seconds), `oldest` its oldest arrival by the stream's clock (microseconds)."""
+    """Messages sorted in together: `since` when the first waits (seconds), `oldest` its oldest arrival by the stream's clock (microseconds),
+    `behind_s` how old its newest message was when it came: so far behind the reader is."""
 
     rows: pa.RecordBatch
     positions: list[int]
     size: int
     since: float
     oldest: int | None
+    behind_s: float = 0.0
 
 
 class Waiting:
@@ -39,13 +42,19 @@ class Waiting:
         self._parcels.append(parcel)
         self._rows, self._size = self._rows + parcel.rows.num_rows, self._size + parcel.size
 
-    def enough(self) -> bool:
-        """Whether there is a full element."""
-        return self._rows >= ENOUGH_ROWS or self._size >= ENOUGH_BYTES
+    def due(self, now: float, *, linger_s: float, last: float) -> bool:
+        """Whether an element is worth handing out: a full one, or one whose first message has waited for `linger_s`; `last`: when messages last came.
 
-    def since(self) -> float | None:
-        """Since when the first one waits."""
-        return self._parcels[0].since if self._parcels else None
+        Of a backlog an element waits for a tenth of what the stream is behind, as long as messages come: a slow server gives few in `linger_s`, and every
+        element has its fixed cost.
+        """
+        if not self._parcels:
+            return False
+        if self._rows >= ENOUGH_ROWS or self._size >= ENOUGH_BYTES:
+            return True
+        waited = now - self._parcels[0].since
+        longer_s = min(LINGER_MOST_S, LINGER_OF_BEHIND * self._parcels[-1].behind_s)
+        return waited >= linger_s and (waited >= longer_s or now - last >= linger_s)
 
     def oldest(self) -> int | None:
         """The oldest arrival."""
