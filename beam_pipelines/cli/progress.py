@@ -10,15 +10,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from beam_pipelines import metrics
 from beam_pipelines.runners.heap import settle_heap
 from beam_pipelines.sources.files import list_files
 from beam_pipelines.spec.sources import BatchSource
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _EVERY_S = 0.2
 
@@ -66,6 +66,9 @@ def _silent_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watch(sources: Sequence[BatchSource]) -> Iterator[None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     sizes = [size for source in sources for _, size in list_files(source.patterns)]
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:

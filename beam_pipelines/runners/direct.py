@@ -25,6 +25,7 @@ from beam_pipelines.runners.beam_options import Options, temp_location
 from beam_pipelines.runners.crashes import known_to_crash
 from beam_pipelines.runners.failures import run_to_end
 from beam_pipelines.runners.options import NOT_SAID, Engine, Flink, check_flags, engine_for
+from beam_pipelines.runners.quick import quick
 from beam_pipelines.sinks.claims import renewing
 from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.epochs import stream_folder
@@ -137,10 +138,11 @@ def _execute(job: Job, call: Call, engine: Engine) -> None:
         ):
             running.wait()
         return
-    pipeline = beam.Pipeline(runner=engine.name, options=Options(flags, runner=engine.name))
-    build(pipeline, job)
-    with call.watch():
-        run_to_end(pipeline)
+    with quick():
+        pipeline = beam.Pipeline(runner=engine.name, options=Options(flags, runner=engine.name))
+        build(pipeline, job)
+        with call.watch():
+            run_to_end(pipeline)
 
 
 @contextlib.contextmanager
