@@ -90,20 +90,25 @@ class Layer:
 
 
 @lru_cache(maxsize=1024)
-def query(layers: tuple[Layer, ...], inputs: tuple[str, ...]) -> Query:
+def query(layers: tuple[Layer, ...], inputs: tuple[str, ...], dear: frozenset[str] = frozenset()) -> Query:
     """The query of adjacent layers over the given input columns, written once."""
-    return Query(layers, inputs)
+    return Query(layers, inputs, dear)
 
 
 class Query:
-    """The SQL of adjacent layers over the given input columns."""
+    """The SQL of adjacent layers over the given input columns.
 
-    def __init__(self, layers: Sequence[Layer], inputs: tuple[str, ...]) -> None:
+    `columns` go on. Of these `carried` are inputs that no layer changes, among the `dear` ones: the SELECT does not give them, the caller has them.
+    """
+
+    def __init__(self, layers: Sequence[Layer], inputs: tuple[str, ...], dear: frozenset[str] = frozenset()) -> None:
         self.layers = tuple(layer.over(inputs) for layer in layers)
         self.inputs = inputs
         self.columns = inputs
         for layer in self.layers:
             self.columns = _columns_after(layer, self.columns)
+        defined = {d.name.lower() for layer in self.layers for d in layer.define}
+        self.carried = frozenset(c for c in dear.intersection(self.columns) if c.lower() not in defined)
         self.rules = [_rules(layer) for layer in self.layers]
         self._written: dict[tuple[bool, bool], str] = {}
 
@@ -129,7 +134,8 @@ class Query:
             fresh = _warn_columns(layer, warns - len(layer.warns), passed, safe=safe)
             after = _columns_after(layer, columns)
             new = {d.name for d in layer.define}
-            chosen = ", ".join(f"{quote(c + '$')} AS {quote(c)}" if c in new else quote(c) for c in after)
+            given = after if number < len(self.layers) else tuple(c for c in after if c not in self.carried)
+            chosen = ", ".join(f"{quote(c + '$')} AS {quote(c)}" if c in new else quote(c) for c in given)
             relation = f"SELECT {chosen}{',' if chosen else ''} {door} AS {DOOR}{reasons}{fresh} FROM ({relation})"
             columns = after
         return relation
