@@ -3,7 +3,7 @@
     request() ──▶ sources hand out what they hold ──▶ end(watermark) ──▶ watermark +∞ ──▶ every timer fires ──▶ the job is done
 
 Timers that fire later than the watermark at which the sources ended belong to windows that never closed: `cut_short` tells them apart.
-Process-wide: it is for runners that run the source and all stages in this process. A cluster's own drain is the cluster's business.
+Process-wide: where sources run in several processes, `sources.pubsub_reports` lets each of these know. A cluster's own drain is the cluster's business.
 """
 
 from __future__ import annotations

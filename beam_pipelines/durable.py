@@ -6,7 +6,7 @@ A message may be acknowledged only once the process that acknowledges has itself
 whatever a runner keeps in memory.
 
 What is stored is under way until the watermark behind the sinks has passed it: `archiving` and `all_through` keep count, by the clock of this
-machine, because a message may be stored hours after it arrived.
+machine, because a message may be stored hours after it arrived. Where sources run in several processes, each tells the others what it has `under_way`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def register(source: str, positions: npt.NDArray[np.int64]) -> None:
         _stored.setdefault(source, set()).update(positions.tolist())
 
 
-def settle(source: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def take_stored(source: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """True for each position that is registered; these are forgotten: whoever asks must acknowledge them, again on failure."""
     with _lock:
         stored = _stored.get(source, set())
@@ -49,6 +49,12 @@ def all_through(watermark_micros: int) -> int:
     with _lock:
         _under_way[:] = [(timestamp, at) for timestamp, at in _under_way if timestamp >= watermark_micros]
         return min((at for _, at in _under_way), default=_now_ms())
+
+
+def under_way() -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The moment (ms since 1970), and what is under way then: timestamps (micros) and when storing began (ms). What comes later begins later."""
+    with _lock:
+        return _now_ms(), tuple(_under_way)
 
 
 def owe(timer_micros: int, due_micros: int) -> None:

@@ -39,7 +39,7 @@ from beam_pipelines.sinks.plan import (
     published_of,
     publishes_of,
 )
-from beam_pipelines.sinks.progress import Progress
+from beam_pipelines.sinks.progress import MOST_AHEAD, Progress
 from beam_pipelines.sinks.pubsub import Publish, PublishDeadLetters
 from beam_pipelines.sinks.reached import Reached
 from beam_pipelines.sinks.run import RunInfo
@@ -49,9 +49,11 @@ from beam_pipelines.sinks.write import Write
 from beam_pipelines.sources.batch import read_batch
 from beam_pipelines.sources.bigquery_range import near_of
 from beam_pipelines.sources.pubsub import ReadPubsub
+from beam_pipelines.sources.pubsub_reports import Together
 from beam_pipelines.spec.horizon import compared_late, horizon, reach
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.secrets import resolve_secret
+from beam_pipelines.spec.sinks import ROWS
 from beam_pipelines.spec.sources import ArchiveSource, BatchSource, PubsubSource
 from beam_pipelines.transforms import Aggregate, Deduplicate
 from beam_pipelines.transforms.guard import Guard
@@ -74,7 +76,7 @@ class Read(NamedTuple):
 @dataclass(frozen=True)
 class Resume:
     """Where a stream begins. `before` is how far earlier starts have come (see `progress`); `first`: there were none. `guard` keeps out records that crash the process. `make` gives another
-    source in place of Pub/Sub (tests and benchmarks): a transform that yields message batches. `unbroken`, `control`: see `ReadPubsub`."""
+    source in place of Pub/Sub (tests and benchmarks): a transform that yields message batches. `unbroken`, `control`, `elements`: see `ReadPubsub`."""
 
     before: Reached = field(default_factory=Reached)
     first: bool = True
@@ -82,6 +84,7 @@ class Resume:
     make: Callable[[PubsubSource, int], beam.PTransform] | None = None
     unbroken: bool = False
     control: str | None = None
+    elements: int = 1
 
     @property
     def reached(self) -> int | None:
@@ -157,8 +160,8 @@ class Batch:
         where = self.job.run.range
         if where is None:
             return rows
-        inside: Inside = rows | f"Asked-{output}" >> Within(where, self._time if output == "rows" else "_window_start", BESIDE)
-        if output == "rows":
+        inside: Inside = rows | f"Asked-{output}" >> Within(where, self._time if output == ROWS else "_window_start", BESIDE)
+        if output == ROWS:
             self.done.append(inside.counts)
         return inside.rows
 
@@ -259,7 +262,7 @@ class Stream:
         return Read(each[0] if len(each) == 1 else tuple(each) | "AllSources" >> beam.Flatten(), {})
 
     def _read(self, pipeline: beam.Pipeline, source: PubsubSource, number: int) -> beam.PCollection:
-        run, key, make = self.job.run, raw_key(self.job.spec), self.resume.make
+        run, key, make = self.job.run, sealing_key(self.job.spec), self.resume.make
         folder = archive_of(source, run.state)
         read = self._live(source, number, source_folder(folder, source.pubsub)) if make is None else make(source, number)
         archive = Archive(
@@ -270,7 +273,8 @@ class Stream:
     def _live(self, source: PubsubSource, number: int, archived: str) -> ReadPubsub:
         """Messages of the subscription, after those of the archive that this start needs again."""
         resume, since = self.resume, self.resume.since(self.job.spec)
-        how: dict[str, Any] = {"unbroken": resume.unbroken, "control": resume.control, "idle_s": _IDLE_S if resume.unbroken else 0.0}
+        how: dict[str, Any] = {"unbroken": resume.unbroken, "control": resume.control, "elements": resume.elements}
+        how["idle_s"] = _IDLE_S if resume.unbroken else 0.0
         if resume.first:
             return ReadPubsub(source, number, **how)
         whole = _ALWAYS if since is None else since
@@ -300,10 +304,10 @@ class Stream:
         """Checks over many rows belong to a batch."""
 
     def aggregate(self, name: str) -> Aggregate:
-        spec = self.job.spec
+        spec, together = self.job.spec, self._together
         return Aggregate(
             **_aggregate(spec, name), epoch=self.job.run.epoch, closed_before=self.resume.reached, corrections=spec.deduplicate is not None,
-            corrected_within=horizon(spec), sources_in_process=True,
+            corrected_within=horizon(spec), sources_in_process=True, most_ahead=None if together is None else MOST_AHEAD, heed=None if together is None else together.heed,
         )  # fmt: skip
 
     def publishes(self) -> list[Publish]:
@@ -319,7 +323,7 @@ class Stream:
             rows, dead = appended.taken, [appended.dead]
         stored = rows | label >> (WriteSpeed(write, self.job.run) if isinstance(write, Write) else write)
         self.stored.append(stored.files)
-        if write.output.of == "rows":
+        if write.output.of == ROWS:
             self.doors.append(stored.doors)
         return (*dead, stored.dead) | f"Refused-{write.output.name}" >> beam.Flatten() if dead else stored.dead
 
@@ -339,7 +343,15 @@ class Stream:
             self.stored.append((letters | f"Write-{publish.output.name}" >> publish).files)
         doors = tuple(self.doors) | "AllDoors" >> beam.Flatten()
         self.stored.append(doors | "Write-doors" >> WriteDoors(self.job.run))
-        return tuple(self.stored) | Progress(self.job.run.state, self.job.run.epoch, began_micros=self.resume.reached)
+        run = self.job.run
+        return tuple(self.stored) | Progress(run.state, run.epoch, began_micros=self.resume.reached, together=self._together)
+
+    @property
+    def _together(self) -> Together | None:
+        """The processes in which the sources run; None where it is one."""
+        if self.resume.control is None or self.resume.elements == 1:
+            return None
+        return Together(self.resume.control, len(self.sources), self.resume.elements)
 
 
 def _out_s(before: Reached) -> float | None:
@@ -374,9 +386,14 @@ def needed_since(spec: PipelineSpec, run: RunInfo) -> int | None:
 
 
 def raw_key(spec: PipelineSpec) -> Callable[[], bytes] | None:
-    """What gives, on a worker, the key that raw bytes are sealed with; None where the contract has nothing to hide."""
+    """What gives, on a worker, the key that opens raw bytes, also those that an earlier version of the spec sealed; None where it names none."""
     reference = spec.dead_letters.raw_key
-    return partial(_key, reference) if spec.contract.sensitive and reference else None
+    return partial(_key, reference) if reference else None
+
+
+def sealing_key(spec: PipelineSpec) -> Callable[[], bytes] | None:
+    """The same for the key that raw bytes are sealed with; None where there is nothing to hide."""
+    return raw_key(spec) if spec.sensitive else None
 
 
 def _key(reference: str) -> bytes:

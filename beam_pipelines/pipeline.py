@@ -14,6 +14,7 @@ from beam_pipelines.sinks.plan import writes_of
 from beam_pipelines.sinks.pubsub import Publish
 from beam_pipelines.sinks.write import Write
 from beam_pipelines.sources.lookups import lookups_of
+from beam_pipelines.spec.sinks import ROWS
 from beam_pipelines.transforms.prepare import Prepare
 
 __all__ = ["Job", "Resume", "build"]
@@ -38,8 +39,8 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
             unique if isinstance(unique, beam.PCollection) else unique.rows
         )  # redelivered messages leave by no door: they are the same rows
 
-    outputs = {"rows": edges.asked(rows, "rows")}
-    edges.observe(outputs["rows"])
+    outputs = {ROWS: edges.asked(rows, ROWS)}
+    edges.observe(outputs[ROWS])
     for name in spec.aggregates:
         made = rows | f"Aggregate-{name}" >> edges.aggregate(name)
         edges.left(made)

@@ -75,7 +75,7 @@ def encoded(rows: int, mode: str) -> dict[str, float]:
     from beam_pipelines.sinks import bigquery_append
     from beam_pipelines.sinks.bigquery_append import AppendToBigQuery
     from beam_pipelines.sinks.bigquery_calls import Answer
-    from beam_pipelines.sinks.bigquery_tables import Table
+    from beam_pipelines.sinks.bigquery_tables import TableState
     from beam_pipelines.sinks.run import RunInfo
     from beam_pipelines.spec.sinks import BigQuerySink
 
@@ -99,7 +99,7 @@ def encoded(rows: int, mode: str) -> dict[str, float]:
 
     bigquery_append.Writing = Writing  # type: ignore[assignment,misc]
     bigquery_append.client = lambda *_, **__: io.BytesIO()  # whoever asks closes it
-    bigquery_append.ensure_table = lambda _, __, fields, **___: Table(tuple(fields))
+    bigquery_append.ensure_table = lambda _, __, fields, **___: TableState(tuple(fields))
     sink = BigQuerySink(table="bench-project.d.t", mode=mode)
     transform = AppendToBigQuery(sink, label="rows", run=RunInfo("run-1", "bench", "/nowhere", contract="c"), key=("id",))
     fn = bigquery_append._Append(transform.settings)

@@ -27,10 +27,11 @@ from uuid import uuid4
 import duckdb
 import pyarrow.parquet as pq
 
+from beam_pipelines.commit_elements import Staged
 from beam_pipelines.formats.named_files import new_name
 from beam_pipelines.serving.published import write_database
 from beam_pipelines.serving.tables import open_tables
-from beam_pipelines.sinks.committing import Staged, Work, commit, prepare
+from beam_pipelines.sinks.committing import commit, prepare
 from beam_pipelines.sinks.epochs import doors_folder
 from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs, write_columns, write_outputs
 from beam_pipelines.sinks.parquet import WriteParquet
@@ -38,6 +39,7 @@ from beam_pipelines.sinks.results import RunResults, metadata
 from beam_pipelines.sinks.run import Clock, Output, RunInfo, staging_of, utc_now
 from beam_pipelines.sinks.speed import WriteSpeed
 from beam_pipelines.sinks.speed_compaction import compact_steps
+from beam_pipelines.sinks.work import Work
 from beam_pipelines.spec.sinks import ParquetSink
 
 TURNS = 15

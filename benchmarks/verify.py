@@ -22,7 +22,7 @@ from batch import measure
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.formats.named_files import new_name
 from beam_pipelines.sinks.epochs import doors_folder
-from beam_pipelines.sinks.manifest import Commit, Committed, LiveFile, Snapshot, decide, mark_done
+from beam_pipelines.sinks.manifest import CommitEntry, Committed, LiveFile, Snapshot, decide, mark_done
 from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs, write_columns, write_outputs
 from beam_pipelines.sinks.results import RunResults, metadata
 from beam_pipelines.sinks.run import Clock, RunInfo, utc_now
@@ -134,7 +134,7 @@ def make(folder: Path, rows: int, days: int, different: int) -> LoadedSpec:
         clock=Clock("t", "t_day", "day"), ranges=(committed,),
     )  # fmt: skip
     run = RunInfo("b1", "bench", loaded.state, contract=contract)
-    decide(loaded.state, Commit(1, "b1", {"rows": snapshot}, {}, RunResults(metadata(run, finished_at=utc_now()), "success")))
+    decide(loaded.state, CommitEntry(1, "b1", {"rows": snapshot}, {}, RunResults(metadata(run, finished_at=utc_now()), "success")))
     mark_done(loaded.state, 1)
     return loaded
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import apache_beam as beam
+
+from beam_pipelines.runners.prism import prism_job
 from beam_pipelines.runners.prism_binary import VARIABLE, kept_prism
 from tests.needs import missing
 
@@ -15,3 +19,9 @@ def prism_program() -> Path:
     if not path.is_file():
         missing(f"no Prism at {path}", "make prism")
     return path
+
+
+def run_on_prism(build: Callable[[beam.Pipeline], object], *, flags: Sequence[str] = ()) -> None:
+    """Runs the pipeline that `build` makes on Prism until its sources end."""
+    with prism_job(build, flags=flags) as job:
+        job.wait()

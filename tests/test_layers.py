@@ -19,7 +19,7 @@ LAYERS = (
     {"bigquery_service"},
     {"formats"},
     {"spec"},
-    {"coders", "metrics", "durable", "draining", "arrival_clock", "back_pressure", "stage_results"},
+    {"coders", "metrics", "durable", "draining", "arrival_clock", "back_pressure", "stage_results", "commit_elements"},
     {"sources", "transforms", "sinks"},
     {"intake"},
     {"edges"},

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
+from beam_pipelines.arrow.columns import readable
 from beam_pipelines.arrow.enrich import with_columns
 from beam_pipelines.arrow.layers import KernelResult
 from beam_pipelines.arrow.schema import CHANGE, RESERVED_PREFIX, Failure, Rejected
@@ -34,7 +35,7 @@ class ApplyFunction:
 
     A column it leaves out keeps its values. Another number of rows, an undeclared column or type is the function's fault, not a row's: RunError. So is,
     in rows with `_change`, a time that changes undeclared: a row of -1 has the old one, and would take back nothing.
-    A value that does not fit the declared type (300 in an int8) is the row's. `given` is the function itself, if it is not to be imported.
+    A value that does not fit the declared type (300 in an int8) is the row's, and so is a text that is not UTF-8. `given` is the function itself, if it is not to be imported.
     """
 
     function: str
@@ -119,7 +120,12 @@ class ApplyFunction:
             if field.name in dict(self.columns):
                 raise RunError(f"apply {self.function}: got no column {field.name!r}; expected it, for it is declared.")
             return rows[field.name]
-        found = result[field.name]
+        found = self.cast(field, result[field.name])
+        for said in readable(field.name, found)[1].values():
+            raise ValueError(said)  # a row's fault, as if the function raised it
+        return found
+
+    def cast(self, field: pa.Field, found: pa.Array) -> pa.Array:
         if found.type == field.type:
             return found
         wrong = f"apply {self.function}: got column {field.name!r} as {found.type}; expected {field.type}."

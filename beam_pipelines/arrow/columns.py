@@ -36,7 +36,7 @@ def align(batch: pa.RecordBatch, contract: Contract) -> KernelResult:
     extras = {n: plain(c) for n, c in have.items() if n not in contract.columns}
     if extras:
         _surprises(extras, contract, columns, reserved, verdicts)
-    columns |= {UNKNOWN: reserved.pop(UNKNOWN)} if UNKNOWN in reserved else {}
+    columns |= {UNKNOWN: _readable(UNKNOWN, plain(reserved.pop(UNKNOWN)), verdicts)} if UNKNOWN in reserved else {}
     columns |= reserved
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), verdicts
 

@@ -106,7 +106,7 @@ def _bytes(value: Any) -> bytes:
 
 def mask_letters(letters: pa.RecordBatch, contract: Contract, *, raw_key: bytes | None = None) -> pa.RecordBatch:
     """Dead letters fit to be stored: where the contract has sensitive columns, raw bytes are sealed under `raw_key` or left out,
-    and messages that may quote a sensitive value say the kind of error and the place only (`quiet`)."""
+    messages that may quote a sensitive value say the kind of error and the place only (`quiet`), and an event time that is sensitive is left out."""
     if not contract.sensitive:
         return letters
     raw = letters.column("raw")
@@ -115,6 +115,8 @@ def mask_letters(letters: pa.RecordBatch, contract: Contract, *, raw_key: bytes 
     if raw_key is not None:
         columns["raw_format"] = pc.binary_join_element_wise(columns["raw_format"], SEALED, "", null_handling="replace")
     columns["failures"], columns["message"] = _quiet(letters, contract)
+    if contract.event_time in contract.sensitive:
+        columns["event_time"] = pa.nulls(len(raw), letters.schema.field("event_time").type)
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=letters.schema)
 
 

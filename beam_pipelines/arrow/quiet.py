@@ -10,13 +10,14 @@ import re
 
 from beam_pipelines.arrow.contract import Contract
 
-HIDDEN = "(hidden: the contract has sensitive columns)"
-_WITHOUT_VALUES = frozenset({"REQUIRED", "LATE", "FUTURE", "TOO_LARGE", "SINK"})  # reasons whose messages never quote the row
+HIDDEN = "(hidden: there are sensitive columns)"
+_WITHOUT_VALUES = frozenset({"REQUIRED", "LATE", "TOO_LARGE", "SINK"})  # reasons whose messages never quote the row
 _SENTENCES = {
     "DECODE": "the record cannot be read",
     "TYPE": "the value has the wrong type",
     "CAST": "the value does not convert",
     "TIME": "the local time does not exist, or exists twice",
+    "FUTURE": "the time lies too far after the arrival",
     "UNKNOWN_COLUMN": "the record holds what the contract does not name",
     "EXPRESSION": "an expression fails on the row",
     "APPLY": "the function raises on the row",

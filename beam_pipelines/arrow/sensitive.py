@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
-from beam_pipelines.arrow.contract import Contract
+from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.measures import parse_measure
 from beam_pipelines.arrow.transform import Apply, TransformStep
 
@@ -40,15 +40,22 @@ def sensitive_columns(contract: Contract, steps: Sequence[TransformStep] = ()) -
     return found
 
 
+def sensitive_anywhere(contract: Contract, steps: Sequence[TransformStep]) -> dict[str, str]:
+    """As `sensitive_columns`, of rows before, between and after the steps: also what a later step renames, drops or shows."""
+    found: dict[str, str] = {}
+    for number in range(len(steps) + 1):
+        found |= sensitive_columns(contract, steps[:number])
+    return found
+
+
 def for_letters(contract: Contract, steps: Sequence[TransformStep]) -> Contract:
-    """`contract` as dead letters need it: columns that a step fills from sensitive ones count as sensitive, too."""
-    found = {
-        name: how for name, how in sensitive_columns(contract, steps).items() if name in contract.columns.keys() - contract.sensitive.keys()
-    }
-    if not found:
-        return contract
-    marked = {n: c.model_copy(update={"sensitive": found[n]}) if n in found else c for n, c in contract.columns.items()}
-    return contract.model_copy(update={"columns": marked})
+    """`contract` as raw bytes and dead letters need it: columns that a step fills from sensitive ones, or that an `apply` declares sensitive, count as
+    sensitive, too, and those that an `apply` adds are there. A record that a function makes something sensitive of may hold it."""
+    found = {name: how for name, how in sensitive_anywhere(contract, steps).items() if name not in contract.sensitive}
+    made = {name: kind for step in steps if step.apply is not None for name, kind in step.apply.columns.items()}
+    columns = {**{name: Column(type=kind) for name, kind in made.items() if name in found}, **contract.columns}
+    marked = {name: column.model_copy(update={"sensitive": found[name]}) for name, column in columns.items() if name in found}
+    return contract.model_copy(update={"columns": {**contract.columns, **marked}}) if marked else contract
 
 
 def sensitive_panes(aggregate: AggregateSpec, rows: Mapping[str, str]) -> dict[str, str]:

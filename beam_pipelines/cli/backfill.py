@@ -23,7 +23,7 @@ from beam_pipelines.errors import RunError, SpecError
 
 if TYPE_CHECKING:
     from beam_pipelines.cli.backfill_show import Saying
-    from beam_pipelines.runners.backfill import Plan
+    from beam_pipelines.runners.backfill import BackfillPlan
     from beam_pipelines.runners.backfill_prepare import Ask, Prepared, Stale
     from beam_pipelines.spec.load import LoadedSpec
 
@@ -166,14 +166,14 @@ def stale_lines(found: LoadedSpec) -> list[Stale]:
     return [Stale(*line) for line in zip(table["output"].to_pylist(), starts, ends, table["rows"].to_pylist(), strict=True)]
 
 
-def _run(found: LoadedSpec, asked: Asked, prepared: Prepared, plan: Plan, say: Saying) -> int:
+def _run(found: LoadedSpec, asked: Asked, prepared: Prepared, plan: BackfillPlan, say: Saying) -> int:
     """Runs the steps that are not done."""
     from beam_pipelines.runners.backfill import done_steps, failed_sentence, run_steps
 
     todo = [number for number in range(1, len(plan.steps) + 1) if number not in prepared.done]
     say.begin(prepared, plan, todo, jobs=asked.jobs)
 
-    def command(plan: Plan, number: int) -> list[str]:
+    def command(plan: BackfillPlan, number: int) -> list[str]:
         return [sys.executable, "-c", _CHILD, *_words(asked, plan, number)]
 
     try:
@@ -198,7 +198,7 @@ def _most_stale(lines: Sequence[Stale]) -> int:
     return max(rows.values(), default=0)
 
 
-def _words(asked: Asked, plan: Plan, number: int) -> list[str]:
+def _words(asked: Asked, plan: BackfillPlan, number: int) -> list[str]:
     """The words of the run that is a step."""
     from beam_pipelines.arrow.ranges import show_instant
 

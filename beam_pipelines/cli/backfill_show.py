@@ -11,7 +11,7 @@ import click
 from beam_pipelines.arrow.durations import format_duration
 from beam_pipelines.arrow.ranges import show_instant
 from beam_pipelines.cli.tables import clean, json_text
-from beam_pipelines.runners.backfill import Ended, Plan, counted
+from beam_pipelines.runners.backfill import BackfillPlan, Ended, counted
 from beam_pipelines.runners.backfill_prepare import Ask, Prepared, Stale, committed, committed_in
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Saying:
         self._begun = time.monotonic()
         self._warned: set[str] = set()
         self._lines: dict[int, dict[str, Any]] = {}
-        self._plan: Plan | None = None
+        self._plan: BackfillPlan | None = None
         self._here = self._todo = 0
         self._notes: tuple[str, ...] = ()
 
@@ -57,7 +57,7 @@ class Saying:
         for number, line in enumerate(lines, 1):
             click.echo(f"{_count(number, len(lines))}  {_range(line)}  {_committed(line)}")
 
-    def begin(self, prepared: Prepared, plan: Plan, todo: Sequence[int], *, jobs: int) -> None:
+    def begin(self, prepared: Prepared, plan: BackfillPlan, todo: Sequence[int], *, jobs: int) -> None:
         """What is about to run."""
         self._plan, self._todo, self._notes = plan, len(todo), prepared.notes
         self.found(prepared.done)
@@ -133,7 +133,7 @@ class Saying:
             click.echo(f"{prepared.id}: {note}", err=True)
 
     def _print(
-        self, status: str, id_: str, plan: Plan | None, lines: Sequence[dict[str, Any]], notes: Sequence[str], resume: str, until: int | None, **more: Any
+        self, status: str, id_: str, plan: BackfillPlan | None, lines: Sequence[dict[str, Any]], notes: Sequence[str], resume: str, until: int | None, **more: Any
     ) -> None:  # fmt: skip
         where = self._ask.range
         click.echo(json_text({
@@ -148,7 +148,7 @@ def _about(step: Step) -> dict[str, Any]:
     return {"start": show_instant(step.start), "end": show_instant(step.end), "input": step.input}
 
 
-def _done(plan: Plan, number: int, record: RunResults, seconds: float) -> dict[str, Any]:
+def _done(plan: BackfillPlan, number: int, record: RunResults, seconds: float) -> dict[str, Any]:
     return {
         **_about(plan.steps[number - 1]),
         "run_id": record.metadata.run_id,

@@ -30,7 +30,12 @@ def _folder(function: F) -> F:
 
 
 @cluster.command(short_help="Start a cluster that stays when this command ends.")
-@click.option("--slots", type=click.IntRange(min=1), help="How many tasks run at once; default: 2.")
+@click.option("--slots", type=click.IntRange(min=1), help="How many tasks run at once; default: 2, or one for each task manager.")
+@click.option(
+    "--task-managers",
+    type=click.IntRange(min=1),
+    help="How many processes of Flink run them, each with Python workers of its own; default: 1.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="Of Flink's REST service and web page; default: 8081, or a free one.")
 @click.option(
     "--checkpoints",
@@ -39,7 +44,7 @@ def _folder(function: F) -> F:
 )
 @_folder
 @log_options
-def up(slots: int | None, port: int | None, checkpoints: str | None, folder: Path | None) -> int:
+def up(slots: int | None, task_managers: int | None, port: int | None, checkpoints: str | None, folder: Path | None) -> int:
     """Start a job manager, a task manager and a pool of Python workers, and wait until they take jobs.
 
     \b
@@ -49,12 +54,14 @@ def up(slots: int | None, port: int | None, checkpoints: str | None, folder: Pat
 
     Workers see the environment that this command is called with. Where a cluster runs already, only what is dead of it is started.
     """
-    from beam_pipelines.runners.flink.cluster import PARTS, start_cluster
+    from beam_pipelines.runners.flink.cluster import start_cluster
 
-    found, started = start_cluster(folder, slots=slots, port=port, checkpoints=checkpoints, say=lambda text: click.echo(text, err=True))
+    found, started = start_cluster(
+        folder, slots=slots, task_managers=task_managers, port=port, checkpoints=checkpoints, say=lambda text: click.echo(text, err=True)
+    )
     if not started:
         click.echo("It runs already, and nothing was changed.")
-    elif len(started) < len(PARTS):
+    elif len(started) < len(found.parts):
         click.echo(f"It ran already; started anew, because they were dead: {', '.join(started)}.")
     click.echo(_line(found, folder))
     return 0
@@ -65,6 +72,7 @@ def _line(found: Cluster, folder: Path | None) -> str:
 
     named = f" --folder {folder}" if folder else ""
     slots = f"{found.slots} slot{'s' * (found.slots != 1)}"
+    slots += f" of {found.task_managers} task managers" if found.task_managers > 1 else ""
     checkpoints = f", checkpoints in {found.store.place}" if found.store.in_bucket else ""
     return (
         f"Flink {FLINK_VERSION} at {found.rest} ({slots}), Python workers at {found.workers}{checkpoints}; "
@@ -129,9 +137,9 @@ def _seen(found: Cluster) -> dict[str, Any]:
 
 
 def _lines(found: Cluster, seen: dict[str, Any], folder: Path | None) -> Iterator[str]:
-    dead = found.dead
+    dead, width = found.dead, max(map(len, found.parts))
     for part, process in found.parts.items():
-        yield f"{part:12}  {f'dead; its log: {found.log(part)}' if part in dead else f'process {process.pid}'}"
+        yield f"{part:{width}}  {f'dead; its log: {found.log(part)}' if part in dead else f'process {process.pid}'}"
     if "error" in seen:
         yield seen["error"]
     else:

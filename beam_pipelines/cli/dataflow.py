@@ -75,14 +75,14 @@ def run_on_dataflow(found: LoadedSpec, asked: Asked, args: Mapping[str, Any]) ->
     _refuse(asked)
     refuse_ours(asked.flags)
     from beam_pipelines.runners.beam_options import unknown_flags
-    from beam_pipelines.runners.dataflow.job import Call, submit
+    from beam_pipelines.runners.dataflow.job import DataflowCall, submit
     from beam_pipelines.runners.options import check_flags
 
     check_flags(asked.flags)
     for warning in unknown_flags(asked.flags):
         click.echo(f"warning: {warning}", err=True)
     settings = asked.dataflow
-    call = Call(settings, mode, asked.run_id, asked.flags, asked.apply_lateness, args, asked.range, asked.input, _say)
+    call = DataflowCall(settings, mode, asked.run_id, asked.flags, asked.apply_lateness, args, asked.range, asked.input, _say)
     job = submit(found, call)
     if settings.graph is not None:
         _say(f"graph: {len(job.graph.steps)} steps, {job.graph.size:,} bytes, in {settings.graph}; nothing was started")
@@ -100,12 +100,12 @@ def judge_on_dataflow(found: LoadedSpec, asked: Asked) -> tuple[Upgrade, TakeOve
     """What the spec would do to its stream, and how it would take over. Raises SpecError where `run_on_dataflow` would refuse the call, and what `upgrade_on_dataflow` does."""
     _refuse(asked)
     refuse_ours(asked.flags)
-    from beam_pipelines.runners.dataflow.job import Call
+    from beam_pipelines.runners.dataflow.job import DataflowCall
     from beam_pipelines.runners.dataflow.upgrade import upgrade_on_dataflow
     from beam_pipelines.runners.options import check_flags
 
     check_flags(asked.flags)
-    return upgrade_on_dataflow(found, Call(asked.dataflow, "stream", asked.run_id, asked.flags))
+    return upgrade_on_dataflow(found, DataflowCall(asked.dataflow, "stream", asked.run_id, asked.flags))
 
 
 def _refuse(asked: Asked) -> None:

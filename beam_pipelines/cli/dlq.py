@@ -49,7 +49,8 @@ def inspect(
 ) -> int:  # fmt: skip
     """Group SPEC's open dead letters by stage, reason and check, with samples of the records as they were read.
 
-    With --run those of one run. A batch that failed has committed nothing, its letters neither: they are kept apart, of the newest five, and --run shows them.
+    Of all runs, of batch and stream; with --run of one. A batch that failed has committed nothing, its letters neither: they are kept apart, of the newest five,
+    and --run shows them. Which batches these are is said where no later one over the same range has succeeded.
 
     Counted are records (source and position), each once. A record that failed several checks is in the line of each.
     """
@@ -69,7 +70,7 @@ def inspect(
         return 0
     for line in (*_lines(inspection, place, only=bool(condition or reason)), *(_past(past) if history else ())):
         click.echo(line, file=sys.stdout)
-    if run_id is None and (failed := _newest_failed(found)):
+    if run_id is None and (failed := _apart(found)):
         click.echo(failed, err=True)
     return 0
 
@@ -170,8 +171,7 @@ def _of_run(found: LoadedSpec, run_id: str | None, where: str | None) -> tuple[d
         try:
             return _opened(found), _place(found), where
         except SpecError as error:
-            failed = _newest_failed(found)
-            raise SpecError(error.message, hint=failed or error.hint) from None
+            raise SpecError(error.message, hint=_apart(found) or error.hint) from None
     from beam_pipelines.arrow.engine import literal
     from beam_pipelines.cli.tables import clean
     from beam_pipelines.serving.dead_letters import failed_letters, has_letters
@@ -194,25 +194,32 @@ def _of_run(found: LoadedSpec, run_id: str | None, where: str | None) -> tuple[d
     return connection, _place(found), mine if where is None else f"({where}\n) AND {mine}"
 
 
-def _newest_failed(found: LoadedSpec) -> str:
-    """Where the letters of the newest run are, if it failed; "" else."""
+def _apart(found: LoadedSpec) -> str:
+    """Which batches failed whose letters are in no table, the newest first, without those that a later one over the same range has made good; "" where none did."""
+    from beam_pipelines.sinks.failed_letters import kept_there
     from beam_pipelines.sinks.results import list_runs
 
-    newest = next(iter(list_runs(found.state)), None)
-    if newest is None or newest.kept_letters is None:
-        return ""
-    run_id = newest.metadata.run_id
-    return f"The newest run, {run_id}, failed; its {newest.kept_letters.rows:,} letters are apart: say --run {run_id}."
+    good: set[tuple[str, str] | None] = set()
+    said = []
+    for run in list_runs(found.state):
+        about, kept = run.metadata, run.kept_letters
+        if about.mode != "batch" or good & {about.range, None}:
+            continue
+        if run.status == "success":
+            good.add(about.range)
+        elif kept is not None and kept_there(kept):
+            said.append(f"Batch {about.run_id} failed; its {kept.rows:,} letters are apart: say --run {about.run_id}.")
+    return " ".join(said)
 
 
 def _opened(found: LoadedSpec) -> duckdb.DuckDBPyConnection:
     """The letters, once it is known which of those that were replayed are through."""
     from beam_pipelines.serving.dead_letters import open_letters
     from beam_pipelines.sinks.labels import places_of
-    from beam_pipelines.sinks.replays import settle
+    from beam_pipelines.sinks.replays import resolve_replayed
 
     places = places_of(found.spec)
-    settle(found.state, places)
+    resolve_replayed(found.state, places)
     return open_letters(found.state, places)
 
 

@@ -18,7 +18,7 @@ from beam_pipelines.cli.options import log_options
 from beam_pipelines.errors import RunError, SpecError
 
 if TYPE_CHECKING:
-    from beam_pipelines.runners.replay import Plan, Played
+    from beam_pipelines.runners.replay import Played, ReplayPlan
 
 _SHARE = click.FloatRange(0, 1)
 _NAP_S = 0.2
@@ -53,9 +53,9 @@ def replay(
         _check_path("--subscription", subscription, "subscriptions")
         if not create:
             raise SpecError("--subscription: is made with --create; without it nothing is made.", hint="Add --create.")
-    from beam_pipelines.runners.replay import Plan, parse_speed
+    from beam_pipelines.runners.replay import ReplayPlan, parse_speed
 
-    plan = Plan(
+    plan = ReplayPlan(
         files, arrival_column, arrival_attribute or arrival_column, parse_speed(speed), duplicates=duplicates, broken=broken, seed=seed, null=null,
         limit=limit,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def _check_path(option: str, path: str, kind: str) -> None:
         )
 
 
-def _play(plan: Plan, topic: str, *, create: bool, subscription: str | None) -> int:
+def _play(plan: ReplayPlan, topic: str, *, create: bool, subscription: str | None) -> int:
     from beam_pipelines.runners.replay import play, publisher, rows_without_arrival
 
     missing = rows_without_arrival(plan)

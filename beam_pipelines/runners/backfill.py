@@ -32,6 +32,7 @@ from beam_pipelines.sinks.results import RunResults, find_run
 from beam_pipelines.sinks.run import utc_now
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.placing import placing
+from beam_pipelines.spec.sinks import ROWS
 
 _LOOK_EVERY_S = 0.05
 _GRACE_S = 60.0
@@ -39,7 +40,7 @@ _GRACE_S = 60.0
 _LONGEST_SAID = 2000
 
 
-class Plan(msgspec.Struct, frozen=True):
+class BackfillPlan(msgspec.Struct, frozen=True):
     """The steps of one attempt. `asked` is what was asked for, as people read it; `until`, where not None, how far a stream let the steps reach."""
 
     id: str
@@ -77,14 +78,14 @@ def backfill_id(spec: PipelineSpec, *asked: object) -> str:
     return f"backfill-{hashlib.sha256(content).hexdigest()[:10]}"
 
 
-def newest_plan(state: str, id_: str) -> Plan | None:
+def newest_plan(state: str, id_: str) -> BackfillPlan | None:
     """The plan of the newest attempt; None before the first."""
     numbers = _attempts(state, id_)
     content = read_bytes(_path(state, id_, numbers[-1])) if numbers else None
-    return None if content is None else msgspec.json.decode(content, type=Plan)
+    return None if content is None else msgspec.json.decode(content, type=BackfillPlan)
 
 
-def done_steps(state: str, plan: Plan) -> dict[int, RunResults]:
+def done_steps(state: str, plan: BackfillPlan) -> dict[int, RunResults]:
     """The records of the steps that are done, by number."""
     there = set(list_files(join(state, "runs")))
     found = {n: find_run(state, plan.run_id(n)) for n in range(1, len(plan.steps) + 1) if f"{plan.run_id(n)}.json" in there}
@@ -93,10 +94,10 @@ def done_steps(state: str, plan: Plan) -> dict[int, RunResults]:
 
 def begin(
     state: str, id_: str, steps: Sequence[Step], *, pipeline: str, asked: str, step: str, until: int | None = None
-) -> Plan:  # fmt: skip
+) -> BackfillPlan:  # fmt: skip
     """A new attempt with these steps, written down. Raises RunError where another process begins one at the same moment."""
     attempt = max(_attempts(state, id_), default=0) + 1
-    plan = Plan(id_, attempt, pipeline, asked, step, utc_now(), tuple(steps), until)
+    plan = BackfillPlan(id_, attempt, pipeline, asked, step, utc_now(), tuple(steps), until)
     if not create_new(_path(state, id_, attempt), msgspec.json.format(msgspec.json.encode(plan), indent=2)):
         raise _at_work(state, id_)
     return plan
@@ -119,9 +120,9 @@ def _at_work(state: str, id_: str) -> RunError:
 
 def run_steps(
     state: str,
-    plan: Plan,
+    plan: BackfillPlan,
     todo: Sequence[int],
-    command: Callable[[Plan, int], Sequence[str]],
+    command: Callable[[BackfillPlan, int], Sequence[str]],
     told: Callable[[Ended], None],
     *,
     jobs: int = 1,
@@ -226,7 +227,7 @@ def _end(working: Sequence[_Working]) -> None:
             one._close()
 
 
-def failed_sentence(plan: Plan, failed: Sequence[Ended]) -> str:
+def failed_sentence(plan: BackfillPlan, failed: Sequence[Ended]) -> str:
     """What went wrong, a line for each step."""
     return "\n".join(f"step {e.number} of {len(plan.steps)}, {show_range(plan.steps[e.number - 1].range)}: {e.why}" for e in failed)
 
@@ -235,7 +236,7 @@ def counted(record: RunResults) -> Mapping[str, int]:
     """What a step wrote and refused, in rows."""
     lines = record.ledger
     return {
-        "rows": max((o.rows for o in record.outputs if o.of == "rows"), default=0), "dead": sum(line.dead for line in lines),
+        "rows": max((o.rows for o in record.outputs if o.of == ROWS), default=0), "dead": sum(line.dead for line in lines),
         "duplicates": sum(line.duplicate for line in lines),
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from datetime import UTC, tzinfo
 from typing import NamedTuple
 
 from beam_pipelines.arrow.ranges import Range, minus, show_instant, show_range
-from beam_pipelines.runners.backfill import Plan, backfill_id, done_steps, newest_plan
+from beam_pipelines.runners.backfill import BackfillPlan, backfill_id, done_steps, newest_plan
 from beam_pipelines.runners.backfill_steps import Input, Step, Stride, check_steps, stale_pieces
 from beam_pipelines.runners.closed import shortened
 from beam_pipelines.sinks.labels import places_of
@@ -16,6 +16,7 @@ from beam_pipelines.sinks.manifest import Committed, Snapshot, snapshots
 from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.horizon import reach
 from beam_pipelines.spec.load import LoadedSpec
+from beam_pipelines.spec.sinks import ROWS
 
 
 class Stale(NamedTuple):
@@ -54,7 +55,7 @@ class Prepared:
     """
 
     id: str
-    plan: Plan | None = None
+    plan: BackfillPlan | None = None
     done: dict[int, RunResults] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     until: int | None = None
@@ -102,8 +103,8 @@ def _steps(found: LoadedSpec, ask: Ask, stale: Callable[[], Sequence[Stale]]) ->
 def _stale(found: LoadedSpec, ask: Ask, lines: Sequence[Stale]) -> tuple[Step, ...]:
     outputs = committed(found)
     of = {name: snapshot.of for name, snapshot in outputs.items()}
-    rows = [(line.start, line.end) for line in lines if of.get(line.output) == "rows"]
-    panes = [(line.start, line.end) for line in lines if of.get(line.output) != "rows"]
+    rows = [(line.start, line.end) for line in lines if of.get(line.output) == ROWS]
+    panes = [(line.start, line.end) for line in lines if of.get(line.output) != ROWS]
     pieces = stale_pieces(found.spec, rows, panes, [r for s in outputs.values() for r in s.ranges], reach(found.spec))
     return tuple(
         Step(max(p.start, where.start), min(p.end, where.end), ask.input or p.input)

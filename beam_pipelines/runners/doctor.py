@@ -28,7 +28,7 @@ from beam_pipelines.runners.beam_options import temp_location
 from beam_pipelines.runners.dataflow.doctor import dataflow_checks
 from beam_pipelines.runners.dataflow.settings import Dataflow
 from beam_pipelines.runners.direct import importable
-from beam_pipelines.runners.findings import Check, Finding, State, checks_of, look_at
+from beam_pipelines.runners.findings import DoctorCheck, Finding, State, checks_of, look_at
 from beam_pipelines.runners.flink.checks import look_at_flink
 from beam_pipelines.runners.flink.jars import find_java, java_version
 from beam_pipelines.runners.options import BEAM, Flink
@@ -96,7 +96,7 @@ def examine(asked: Examination) -> list[Finding]:
         return [*look_at(_machine(asked, None, (asked.mode,) if asked.mode else ("batch", "stream"))), *wrong]
     modes = modes_of(loaded.spec, asked.mode)
     with importable(loaded.directory):
-        return look_at([*_machine(asked, loaded, modes), Check("spec", partial(_spec, loaded)), *_places(asked, loaded, modes)])
+        return look_at([*_machine(asked, loaded, modes), DoctorCheck("spec", partial(_spec, loaded)), *_places(asked, loaded, modes)])
 
 
 def modes_of(spec: PipelineSpec, mode: str | None) -> tuple[str, ...]:
@@ -106,18 +106,18 @@ def modes_of(spec: PipelineSpec, mode: str | None) -> tuple[str, ...]:
     return tuple(m for m, sources in (("batch", spec.sources.batch), ("stream", spec.sources.stream)) if sources)
 
 
-def _machine(asked: Examination, loaded: LoadedSpec | None, modes: Sequence[str]) -> list[Check]:
+def _machine(asked: Examination, loaded: LoadedSpec | None, modes: Sequence[str]) -> list[DoctorCheck]:
     checks = [
-        Check("Python", _python),
-        Check("Beam", _beam),
-        Check("Java", partial(_java, needed=asked.flink is not None)),
-        Check("space", partial(_space, asked.flags, loaded)),
+        DoctorCheck("Python", _python),
+        DoctorCheck("Beam", _beam),
+        DoctorCheck("Java", partial(_java, needed=asked.flink is not None)),
+        DoctorCheck("space", partial(_space, asked.flags, loaded)),
     ]
     if asked.flink is not None:
-        return [*checks, Check("Flink", partial(look_at_flink, asked.flink, asked.flags, modes, loaded))]
+        return [*checks, DoctorCheck("Flink", partial(look_at_flink, asked.flink, asked.flags, modes, loaded))]
     if asked.dataflow is not None:
         return [*checks, *dataflow_checks(loaded, asked.dataflow, asked.flags, modes)]
-    return [*checks, Check("Prism", partial(_prism, asked.flags))] if "stream" in modes else checks
+    return [*checks, DoctorCheck("Prism", partial(_prism, asked.flags))] if "stream" in modes else checks
 
 
 def _python() -> Iterator[Finding]:
@@ -178,13 +178,13 @@ def _spec(loaded: LoadedSpec) -> Iterator[Finding]:
     yield from (Finding("note", "warning", note) for note in loaded.notes)
 
 
-def _places(asked: Examination, loaded: LoadedSpec, modes: Sequence[str]) -> list[Check]:
+def _places(asked: Examination, loaded: LoadedSpec, modes: Sequence[str]) -> list[DoctorCheck]:
     """Those of a spec. On Dataflow the service reads subscriptions and workers read keys, of which `dataflow_checks` tells, and no stream archives."""
     spec, here = loaded.spec, asked.dataflow is None
     run = RunInfo(new_run_id(), spec.pipeline, loaded.state)
     return [
-        *([Check("keys", partial(_keys, spec, modes))] if here else []),
-        Check("state", partial(_state, loaded.state, modes, service_is_asked=not here)),
+        *([DoctorCheck("keys", partial(_keys, spec, modes))] if here else []),
+        DoctorCheck("state", partial(_state, loaded.state, modes, service_is_asked=not here)),
         *checks_of("sources", partial(_sources, loaded, modes if here else [mode for mode in modes if mode == "batch"])),
         *checks_of("lookups", partial(_lookups, spec, modes)),
         *(checks_of("outputs, batch", partial(_batch_sinks, spec, run)) if "batch" in modes else ()),
@@ -219,13 +219,13 @@ def _state(folder: str, modes: Sequence[str], *, service_is_asked: bool = False)
         yield Finding("state", "warning", found, _TAKES_OVER)
 
 
-def _sources(loaded: LoadedSpec, modes: Sequence[str]) -> Iterator[Check]:
+def _sources(loaded: LoadedSpec, modes: Sequence[str]) -> Iterator[DoctorCheck]:
     spec = loaded.spec
     if "batch" in modes:
         sources: Sequence[BatchSource] = spec.sources.batch or archives_of(spec, loaded.state)
         for number, source in enumerate(sources):
             name = f"sources.batch[{number}]" if spec.sources.batch else f"sources.stream[{number}], archived"
-            yield Check(
+            yield DoctorCheck(
                 name,
                 partial(_batch_source, name, source, loaded, number),
                 late="bad" if isinstance(source, TableSource) else "not looked at",
@@ -233,7 +233,7 @@ def _sources(loaded: LoadedSpec, modes: Sequence[str]) -> Iterator[Check]:
     if "stream" in modes:
         for number, subscription in enumerate(spec.sources.stream):
             name = f"sources.stream[{number}]"
-            yield Check(name, partial(_subscription, name, subscription))
+            yield DoctorCheck(name, partial(_subscription, name, subscription))
 
 
 def _batch_source(name: str, source: BatchSource, loaded: LoadedSpec, number: int) -> Iterator[Finding]:
@@ -274,13 +274,13 @@ def _subscription(name: str, source: PubsubSource) -> Iterator[Finding]:
     yield Finding(name, "good", f"{source.pubsub}: {own}; the stream leases messages for {source.ack_deadline / 1e6:g} s at a time")
 
 
-def _lookups(spec: PipelineSpec, modes: Sequence[str]) -> Iterator[Check]:
+def _lookups(spec: PipelineSpec, modes: Sequence[str]) -> Iterator[DoctorCheck]:
     lookups = lookups_of(spec)
     for name, lookup in lookups.items():
         in_service = isinstance(lookup.source, BigQueryLookup)
-        yield Check(f"lookups.{name}", partial(_lookup, lookup), late="bad" if in_service else "not looked at")
+        yield DoctorCheck(f"lookups.{name}", partial(_lookup, lookup), late="bad" if in_service else "not looked at")
     if "stream" in modes:
-        yield Check("steps", partial(_steps, spec, lookups), late="not looked at")
+        yield DoctorCheck("steps", partial(_steps, spec, lookups), late="not looked at")
 
 
 def _lookup(lookup: FileLookup) -> Iterator[Finding]:
@@ -315,9 +315,9 @@ def _steps(spec: PipelineSpec, lookups: Mapping[str, FileLookup]) -> Iterator[Fi
     yield Finding("steps", "good", f"transforms: {len(spec.transform)}, checks: {len(spec.checks)}")
 
 
-def _batch_sinks(spec: PipelineSpec, run: RunInfo) -> Iterator[Check]:
+def _batch_sinks(spec: PipelineSpec, run: RunInfo) -> Iterator[DoctorCheck]:
     for output in outputs_of(spec, run):
-        yield Check(f"output {output.name}, batch", partial(_output, output, run.state))
+        yield DoctorCheck(f"output {output.name}, batch", partial(_output, output, run.state))
 
 
 def _output(output: Output, state: str) -> Iterator[Finding]:
@@ -332,14 +332,14 @@ def _output(output: Output, state: str) -> Iterator[Finding]:
     yield Finding(f"output {output.name}, batch", "good", f"{output.path}{into}")
 
 
-def _stream_sinks(spec: PipelineSpec, run: RunInfo, *, archives: bool) -> Iterator[Check]:
+def _stream_sinks(spec: PipelineSpec, run: RunInfo, *, archives: bool) -> Iterator[DoctorCheck]:
     found = stream.outputs_of(spec, run)
     tables = {output.name: output.table for output in outputs_of(spec, run)}
     for output in found.outputs:
         name = f"output {output.name}, stream"
-        yield Check(name, partial(_folder, name, output.folder, tables.get(output.name)))
+        yield DoctorCheck(name, partial(_folder, name, output.folder, tables.get(output.name)))
     for number, archive in enumerate(found.archive if archives else ()):
-        yield Check(f"archive of sources.stream[{number}]", partial(_folder, f"archive of sources.stream[{number}]", archive))
+        yield DoctorCheck(f"archive of sources.stream[{number}]", partial(_folder, f"archive of sources.stream[{number}]", archive))
 
 
 def _folder(name: str, folder: str, table: Table | None = None) -> Iterator[Finding]:
@@ -356,10 +356,10 @@ def _reached(table: Table | None) -> str:
     return f", and dataset of {table.name}"
 
 
-def _topics(spec: PipelineSpec) -> Iterator[Check]:
+def _topics(spec: PipelineSpec) -> Iterator[DoctorCheck]:
     for sink, label in zip(spec.sinks, labels_of(spec), strict=True):
         if sink.pubsub is not None:
-            yield Check(f"output {label}", partial(_topic, f"output {label}", sink.pubsub))
+            yield DoctorCheck(f"output {label}", partial(_topic, f"output {label}", sink.pubsub))
 
 
 def _topic(name: str, sink: PubsubSink) -> Iterator[Finding]:

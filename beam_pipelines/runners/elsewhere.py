@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from beam_pipelines import draining, metrics
@@ -10,7 +11,7 @@ from beam_pipelines.errors import BeamPipelinesError
 from beam_pipelines.places import delete_tree, join, list_folders
 from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.sources import pubsub
-from beam_pipelines.sources.pubsub_reports import Report, ask_to_end, reports
+from beam_pipelines.sources.pubsub_reports import Report, Together, ask_to_end, reports, say_all_ended
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,11 +31,13 @@ def forget_earlier(state: str, epoch: int) -> None:
 
 @dataclass
 class Elsewhere:
-    """Hears of `sources` sources by `folder`, and asks them to end when this process is asked to. To be called now and then."""
+    """Hears of `sources` sources, each of as many `elements` (see `ReadPubsub`), by `folder`, and asks them to end when this process is asked to. To be called now and then."""
 
     folder: str
     sources: int
+    elements: int = 1
     _asked: bool = False
+    _ended_at: int | None = None
     _unread: set[str] = field(default_factory=set)
 
     def __call__(self) -> None:
@@ -43,14 +46,22 @@ class Elsewhere:
                 ask_to_end(self.folder)
                 self._asked = True
             found = self._readable()
+            if draining.ended_at() is None:
+                self._end(found.values())
         except (BeamPipelinesError, OSError) as error:
             _LOG.warning("%s: %s", self.folder, error)
             return
         pubsub.heard(tuple(report.status for report in found.values()))
         metrics.heard({name.rpartition("-")[0]: report.counts for name, report in found.items()})
-        ended = {report.number: report.ended_micros for report in found.values() if report.ended_micros is not None}
-        if len(ended) == self.sources and draining.ended_at() is None:
-            draining.end(min(ended.values()))
+
+    def _end(self, told: Collection[Report]) -> None:
+        """Ends in two steps: it is known where all have ended, and then all are over. Of one process both are the same."""
+        if any(report.ended_micros is None for report in told) or not Together(self.folder, self.sources, self.elements).complete(told):
+            return
+        if self._ended_at is None:
+            self._ended_at = say_all_ended(self.folder, told)
+        if all(report.over for report in told):
+            draining.end(self._ended_at)
 
     def _readable(self) -> dict[str, Report]:
         """The reports that can be read; of each other one a line, once."""

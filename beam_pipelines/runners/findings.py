@@ -33,7 +33,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class DoctorCheck:
     """`look` gives findings, one after the other; what it raises is a finding, too. `late` is the state where it is not done in time: "bad" where somebody should have
     answered, "not looked at" where there may just be much to read."""
 
@@ -42,12 +42,12 @@ class Check:
     late: Late = "bad"
 
 
-def checks_of(name: str, make: Callable[[], Iterable[Check]]) -> list[Check]:
+def checks_of(name: str, make: Callable[[], Iterable[DoctorCheck]]) -> list[DoctorCheck]:
     """The checks that `make` gives; where it raises, one called `name` that says so."""
     try:
         return list(make())
     except Exception as error:
-        return [Check(name, partial(_raise, error))]
+        return [DoctorCheck(name, partial(_raise, error))]
 
 
 def _raise(error: Exception) -> NoReturn:
@@ -56,7 +56,7 @@ def _raise(error: Exception) -> NoReturn:
 
 @dataclass
 class _Look:
-    check: Check
+    check: DoctorCheck
     found: list[Finding] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -71,7 +71,7 @@ class _Look:
         self.done.set()
 
 
-def look_at(checks: Sequence[Check], *, patience_s: float = PATIENCE_S) -> list[Finding]:
+def look_at(checks: Sequence[DoctorCheck], *, patience_s: float = PATIENCE_S) -> list[Finding]:
     """The findings of all checks, in their order; all begin at once, and what is not done after `patience_s` is left behind."""
     looks = [_Look(check) for check in checks]
     deadline = time.monotonic() + patience_s

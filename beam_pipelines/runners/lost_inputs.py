@@ -25,6 +25,7 @@ from beam_pipelines.sources.bigquery_session import PREFIX as BIGQUERY
 from beam_pipelines.sources.database_opened import PREFIX as DATABASE
 from beam_pipelines.sources.files import list_versions
 from beam_pipelines.spec.load import LoadedSpec
+from beam_pipelines.spec.sinks import ROWS
 from beam_pipelines.spec.sources import ArchiveSource
 
 
@@ -85,11 +86,11 @@ def _lost_hours(loaded: LoadedSpec, within: Range | None) -> list[Lost]:
 
 def _of_stream(loaded: LoadedSpec) -> list[str]:
     outputs = read_outputs(loaded.state)
-    return [found for o in (outputs.outputs if outputs else ()) if o.of == "rows" and (found := scan(o.folder)) is not None][:1]
+    return [found for o in (outputs.outputs if outputs else ()) if o.of == ROWS and (found := scan(o.folder)) is not None][:1]
 
 
 def _of_batch(loaded: LoadedSpec) -> list[str]:
-    rows = [s for s in snapshots(loaded.state, places_of(loaded.spec)).values() if s.of == "rows" and s.files]
+    rows = [s for s in snapshots(loaded.state, places_of(loaded.spec)).values() if s.of == ROWS and s.files]
     return [f"({select_sql(s)})" for s in rows if {SOURCE, ARRIVAL} <= dict(s.schema).keys()][:1]
 
 

@@ -54,7 +54,7 @@ def run_new_files(loaded: LoadedSpec, call: Call, *, say: Callable[[str], None] 
         run_id = f"{call.run_id}-{number + 1}" if call.run_id else None
         done = run_batch(loaded, replace(call, run_id=run_id, range=where if isinstance(where, Range) else None))
         yield done
-        if done.status != "success" or where is EVERYTHING:
+        if done.status != "success" or where is EVERY_FILE:
             return
     raise RunError(
         f"--new-files: after {_MOST_RUNS} runs there is still something new.",
@@ -71,11 +71,11 @@ def _check_sources(loaded: LoadedSpec) -> None:
             )
 
 
-class _Everything:
+class _EveryFile:
     """A run over all time."""
 
 
-EVERYTHING = _Everything()
+EVERY_FILE = _EveryFile()
 
 
 def news(known: Inventory, listed: dict[str, FileState]) -> News:
@@ -86,19 +86,19 @@ def news(known: Inventory, listed: dict[str, FileState]) -> News:
     )
 
 
-def _next(loaded: LoadedSpec, *, first: bool) -> tuple[Range | _Everything | None, str]:
+def _next(loaded: LoadedSpec, *, first: bool) -> tuple[Range | _EveryFile | None, str]:
     """The next range to compute, and why; None where nothing is left."""
     spec = loaded.spec
     known, cut = known_files(loaded.state), cut_of(spec)
     if cut is None:
-        return EVERYTHING, "every file is read: the outputs cannot be replaced over a range of time (partition them by the event time)"
+        return EVERY_FILE, "every file is read: the outputs cannot be replaced over a range of time (partition them by the event time)"
     if known is None:
-        return EVERYTHING, "every file is read: no run has noted which files it read"
+        return EVERY_FILE, "every file is read: no run has noted which files it read"
     if known.code != code_of(spec):
-        return EVERYTHING, "every file is read: the spec, a lookup or a place of an output has changed since"
+        return EVERY_FILE, "every file is read: the spec, a lookup or a place of an output has changed since"
     found = news(known, listed_files(spec))
     if known.undated or any(known.files[path].undated for path in (*found.changed, *found.gone)):
-        return EVERYTHING, "every file is read: rows without an event time came or went, and they lie in no range"
+        return EVERY_FILE, "every file is read: rows without an event time came or went, and they lie in no range"
     if found:
         where = _learning(known, found, cut.units)
         return where, f"{found} files; they are read for {show_range(where)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from beam_pipelines.arrow.masking import mask_columns, mask_letters
 from beam_pipelines.arrow.panes import aggregate_batch
 from beam_pipelines.arrow.program import Program, Split, Step
 from beam_pipelines.arrow.schema import DEAD_LETTERS, PROVENANCE_NAMES, RAW
-from beam_pipelines.arrow.sensitive import for_letters, sensitive_columns
+from beam_pipelines.arrow.sensitive import for_letters, sensitive_anywhere, sensitive_columns, sensitive_panes
 from beam_pipelines.arrow.steps import civil_after
 from beam_pipelines.edges import raw_key
 from beam_pipelines.formats.reader import Broken
@@ -95,7 +95,9 @@ def _source_views(spec: PipelineSpec, number: int, source: BatchSource, most: in
         else "read"
     )
     refused = _refused(letters, spec)
-    shown = _shown(batch, spec, show)
+    hidden = sensitive_anywhere(spec.contract, spec.transform)
+    as_named = {c.keys(n)[0] for n, c in spec.contract.columns.items() if n in hidden}  # whole where it is nested
+    shown = _shown(batch, {*hidden, *as_named}, show)
     yield StageView(name, batch.num_rows + letters.num_rows, batch.num_rows, shown, refused=refused), batch
     for stage, steps in row_stages(spec, source, lookups_of(spec)):
         if not steps:
@@ -103,7 +105,7 @@ def _source_views(spec: PipelineSpec, number: int, source: BatchSource, most: in
         before, split = batch, _run(spec, source, stage, steps, batch)
         batch = split.rows
         view = StageView(
-            f"{stage} [{number}]" if several else stage, before.num_rows, batch.num_rows, _shown(batch, spec, show),
+            f"{stage} [{number}]" if several else stage, before.num_rows, batch.num_rows, _shown(batch, hidden, show),
             filtered=split.filtered, refused=_refused(split.dead, spec), warned={n: c for n, c in split.warned.items() if c},
             columns=_changes(before.schema, batch.schema), empty=_empty(batch, spec) if stage == "conform" else (),
         )  # fmt: skip
@@ -143,23 +145,23 @@ def _joint_views(spec: PipelineSpec, valid: list[pa.RecordBatch], show: int) -> 
     if not batches:
         return
     rows = concat([b.select(batches[0].schema.names) for b in batches])
+    hidden = sensitive_columns(spec.contract, spec.transform)
     if spec.deduplicate is not None:
         unique = deduplicate_batch(rows, comparison(spec.deduplicate, contract=spec.contract))
         duplicates = rows.num_rows - unique.num_rows
-        yield StageView("deduplicate", rows.num_rows, unique.num_rows, _shown(unique, spec, show), duplicates=duplicates)
+        yield StageView("deduplicate", rows.num_rows, unique.num_rows, _shown(unique, hidden, show), duplicates=duplicates)
         rows = unique
     for name, aggregate in spec.aggregates.items():
         made = aggregate_batch(rows, aggregate, name=name, time=spec.contract.event_time, time_zone=spec.time_zone)
-        yield StageView(
-            f"aggregate {name}", rows.num_rows, made.panes.num_rows, _shown(made.panes, spec, show), refused=_refused(made.dead, spec)
-        )
+        shown = _shown(made.panes, sensitive_panes(aggregate, hidden), show)
+        yield StageView(f"aggregate {name}", rows.num_rows, made.panes.num_rows, shown, refused=_refused(made.dead, spec))
 
 
-def _shown(batch: pa.RecordBatch, spec: PipelineSpec, show: int) -> pa.RecordBatch:
-    """The first rows without provenance and raw bytes, sensitive columns redacted."""
+def _shown(batch: pa.RecordBatch, hidden: Collection[str], show: int) -> pa.RecordBatch:
+    """The first rows without provenance and raw bytes, the `hidden` columns redacted."""
     head = batch.slice(0, show)
     head = head.select([n for n in head.schema.names if n not in PROVENANCE_NAMES and n not in (RAW, _CARRIER)])
-    return mask_columns(head, dict.fromkeys(sensitive_columns(spec.contract, spec.transform), "redact")) if head.num_columns else head
+    return mask_columns(head, dict.fromkeys(hidden, "redact")) if head.num_columns else head
 
 
 def _refused(letters: pa.RecordBatch, spec: PipelineSpec) -> tuple[Refused, ...]:

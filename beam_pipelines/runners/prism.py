@@ -66,18 +66,6 @@ def prism_job(
             job.close()
 
 
-def run_on_prism(
-    build: Callable[[beam.Pipeline], object],
-    *,
-    flags: Sequence[str] = (),
-    keep_logs: bool = False,
-    say: Callable[[str], None] | None = None,
-) -> None:
-    """Runs the pipeline that `build` makes on Prism until its sources end. Raises as `prism_job` and `PortableJob.wait` do."""
-    with prism_job(build, flags=flags, keep_logs=keep_logs, say=say) as job:
-        job.wait()
-
-
 def expect_no_other() -> None:
     """Raises RunError where a stream runs in this process whose state is here: another would make it forget."""
     if keyed_state.is_resident():

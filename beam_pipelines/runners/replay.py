@@ -41,7 +41,7 @@ _DO = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplayPlan:
     """What to play. `speed` is how many times faster than it once was (None: as fast as the topic takes it); `duplicates` and `broken` are shares
     of messages, chosen by `seed`. `null` are texts that stand for NULL in a CSV."""
 
@@ -97,7 +97,7 @@ def parse_speed(text: str) -> float | None:
 
 
 def play(
-    plan: Plan,
+    plan: ReplayPlan,
     outlet: Outlet,
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -128,7 +128,7 @@ def play(
     return played
 
 
-def _sent(data: bytes, at: int, plan: Plan, chance: random.Random, outlet: Outlet, played: Played) -> Played:
+def _sent(data: bytes, at: int, plan: ReplayPlan, chance: random.Random, outlet: Outlet, played: Played) -> Played:
     """A row's message, and what goes with it by chance."""
     attributes = {plan.attribute: datetime.fromtimestamp(at / 1e6, UTC).isoformat().replace("+00:00", "Z")}
     outlet.add(data, attributes, played.rows)
@@ -152,7 +152,7 @@ def _break(data: bytes, chance: random.Random) -> bytes:
     return chance.choice(ways)()
 
 
-def _rows(plan: Plan) -> Iterator[tuple[bytes, int]]:
+def _rows(plan: ReplayPlan) -> Iterator[tuple[bytes, int]]:
     """(message, arrival in microseconds) of every row, by arrival. Rows without one are left out."""
     limit = f" LIMIT {plan.limit:d}" if plan.limit is not None else ""
     with _reading(plan) as connection:
@@ -166,7 +166,7 @@ def _rows(plan: Plan) -> Iterator[tuple[bytes, int]]:
             yield from zip(messages.cast(pa.binary()).to_pylist(), batch.column(0).to_pylist(), strict=True)
 
 
-def rows_without_arrival(plan: Plan) -> int:
+def rows_without_arrival(plan: ReplayPlan) -> int:
     """How many rows of the files have no arrival, or none that can be read: they cannot be played. Raises as `play` does."""
     with _reading(plan) as connection:
         found = _selected(connection, plan)
@@ -176,7 +176,7 @@ def rows_without_arrival(plan: Plan) -> int:
 
 
 @contextlib.contextmanager
-def _reading(plan: Plan) -> Iterator[duckdb.DuckDBPyConnection]:
+def _reading(plan: ReplayPlan) -> Iterator[duckdb.DuckDBPyConnection]:
     with reading(duckdb.connect(":memory:"), *plan.files) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         try:
@@ -194,7 +194,7 @@ class _Selected(NamedTuple):
     whole: bool = False
 
 
-def _selected(connection: duckdb.DuckDBPyConnection, plan: Plan) -> _Selected:
+def _selected(connection: duckdb.DuckDBPyConnection, plan: ReplayPlan) -> _Selected:
     files = "[" + ", ".join(map(literal, plan.files)) + "]"
     ending = plan.files[0].removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
     if ending in ("json", "jsonl", "ndjson"):  # as they stand: a message is a line

@@ -32,12 +32,13 @@ from beam_pipelines.sinks.epochs import stream_folder
 from beam_pipelines.sinks.labels import places_of
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.outputs import read_outputs
-from beam_pipelines.sinks.replays import settle, still_open
+from beam_pipelines.sinks.replays import resolve_replayed, still_open
 from beam_pipelines.sinks.resolutions import TAKEN_UP, new_name, take_up
 from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.horizon import EVERYTHING, reach
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.ranges import cuts_of
+from beam_pipelines.spec.sinks import ROWS
 
 
 class Fate(NamedTuple):
@@ -58,7 +59,7 @@ class Planned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LetterReplayPlan:
     """What a replay does: a fate for each letter, the runs, and what is written down before (TAKEN_UP)."""
 
     replay: str
@@ -67,7 +68,7 @@ class Plan:
     taken: pa.Table = field(default_factory=TAKEN_UP.empty_table)
 
 
-def plan_batch(loaded: LoadedSpec, letters: pa.Table, *, crashed: pa.Table | None = None, ignore_stream: bool = False) -> Plan:
+def plan_batch(loaded: LoadedSpec, letters: pa.Table, *, crashed: pa.Table | None = None, ignore_stream: bool = False) -> LetterReplayPlan:
     """What to do with these letters (DEAD_LETTERS). `crashed` are all open letters CRASH: a batch over their input may crash again.
 
     Raises SpecError where a sealed archive cannot be opened, RunError where the records cannot be tried.
@@ -88,11 +89,11 @@ def plan_batch(loaded: LoadedSpec, letters: pa.Table, *, crashed: pa.Table | Non
     placed = _placed(loaded, good, ignore_stream=ignore_stream)
     fates |= {fate.number: fate for fate in placed.fates}
     runs = tuple(Planned(f"{name}-{n}", *run) for n, run in enumerate(placed.runs, 1))
-    return Plan(name, tuple(fates[n] for n in sorted(fates)), runs, _taken(letters, placed.places, runs))
+    return LetterReplayPlan(name, tuple(fates[n] for n in sorted(fates)), runs, _taken(letters, placed.places, runs))
 
 
 def carry_out(
-    loaded: LoadedSpec, plan: Plan, call: Call = Call(), *, say: Callable[[Planned], None] = lambda run: None
+    loaded: LoadedSpec, plan: LetterReplayPlan, call: Call = Call(), *, say: Callable[[Planned], None] = lambda run: None
 ) -> Iterator[RunResults]:
     """The records of the runs of the plan, one after the other; after each, what it resolved is marked. A run that fails ends it.
 
@@ -105,13 +106,13 @@ def carry_out(
         say(run)
         done = run_batch(loaded, replace(call, run_id=run.run_id, range=run.range, input=run.input))
         if done.status == "success":
-            settle(loaded.state, places_of(loaded.spec))
+            resolve_replayed(loaded.state, places_of(loaded.spec))
         yield done
         if done.status != "success":
             return
 
 
-def resolved(loaded: LoadedSpec, plan: Plan) -> int:
+def resolved(loaded: LoadedSpec, plan: LetterReplayPlan) -> int:
     """How many of the letters that the plan took up are resolved by now."""
     return int(plan.taken.num_rows) - still_open(loaded.state, plan.replay)
 
@@ -186,7 +187,7 @@ def _placed(loaded: LoadedSpec, good: Sequence[_Good], *, ignore_stream: bool) -
 
 def _whole(loaded: LoadedSpec, good: Sequence[_Good], known: Mapping[str, Snapshot]) -> _Placed:
     """All with one run over everything, where outputs cannot be computed anew in part."""
-    if read_outputs(loaded.state) is not None and not any(s.of == "rows" for s in known.values()):
+    if read_outputs(loaded.state) is not None and not any(s.of == ROWS for s in known.values()):
         return _Placed([Fate(g.letter.number, "batch alone") for g in good], [], [])
     newest = last_input(known)
     input_ = next(iter(good[0].times)) if newest is None else newest

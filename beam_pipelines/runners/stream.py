@@ -19,13 +19,14 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
-import duckdb
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, PrismRunnerOptions
 
-from beam_pipelines import arrival_clock, back_pressure, draining, durable, metrics
+from beam_pipelines import draining, metrics
+from beam_pipelines.arrow.quiet import HIDDEN
 from beam_pipelines.arrow.windows import WindowSpec
+from beam_pipelines.back_pressure import MOST_BYTES
 from beam_pipelines.edges import Job, Resume, archive_of
 from beam_pipelines.errors import BeamPipelinesError, RunError, SpecError
 from beam_pipelines.formats import archive_compaction
@@ -38,17 +39,18 @@ from beam_pipelines.runners.crashes import look_back
 from beam_pipelines.runners.direct import importable, temporary
 from beam_pipelines.runners.elsewhere import Elsewhere, control_folder, forget_earlier
 from beam_pipelines.runners.flink.jars import jar_versions
-from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, flink_job, jar_at_hand, target
+from beam_pipelines.runners.flink.job import FlinkJob, JobLostError, elements_of, expect_room, flink_job, jar_at_hand, target
 from beam_pipelines.runners.heap import settle_heap
 from beam_pipelines.runners.in_process import InProcessJob, in_process_job
 from beam_pipelines.runners.options import FLINK, LOOPBACK, Flink
 from beam_pipelines.runners.portable_job import PortableJob
 from beam_pipelines.runners.prism import expect_no_other, prism_job, state_here
 from beam_pipelines.runners.prism_binary import find_prism
+from beam_pipelines.runners.process_state import begin_anew
 from beam_pipelines.runners.versions import versions_here
 from beam_pipelines.sinks import speed_compaction
 from beam_pipelines.sinks.bigquery_append import close_appenders
-from beam_pipelines.sinks.epochs import Fence, Ran, all_starts, stream_folder, take_epoch
+from beam_pipelines.sinks.epochs import Fence, Ran, all_starts, latest_epoch, stream_folder, take_epoch
 from beam_pipelines.sinks.judge import JudgeRun
 from beam_pipelines.sinks.labels import labels_of
 from beam_pipelines.sinks.ledger import Ledger
@@ -67,7 +69,6 @@ from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.placing import placing
 from beam_pipelines.spec.secrets import expect_keys
-from beam_pipelines.transforms import keyed_state
 from beam_pipelines.transforms.prepare import row_program
 from beam_pipelines.transforms.stage import WARNED
 
@@ -102,7 +103,7 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
     """Runs the spec over its subscriptions until it is drained; gives the run's record.
 
     SIGTERM and Ctrl-C drain: what was pulled is stored and acknowledged, windows still open show panes marked `drained`. A second one ends the
-    job where it stands, which loses nothing either. Where a cluster loses the job, the next start follows by itself. A start that ends with an error leaves a
+    job where it stands, which loses nothing either. Where a cluster loses the job, the next start follows by itself. A start that ends with an error, whatever it is, leaves a
     record, too, unless a later one has taken the stream over.
 
     Raises SpecError where the call is wrong, SourceError where a subscription refuses, SinkError where a place does, or a later start has taken the stream over,
@@ -124,13 +125,16 @@ def run_stream(loaded: LoadedSpec, call: StreamCall = StreamCall()) -> RunResult
             run = _run_info(loaded, call, engine, lookups)
             began = time.monotonic()
             try:
-                return _start(loaded, call, run, lookups, begun)
-            except RunError as error:
-                Fence(run.state, run.epoch)()  # a later start has ended it, and must not be ended in its turn
-                if isinstance(error, JobLostError) and not draining.requested():
-                    losses = losses + 1 if time.monotonic() - began < _LASTING_S else 1
-                    if _next_follows(call, error, wait_s=min(2.0 ** (losses - 1), _LONGEST_WAIT_S)):
-                        continue
+                try:
+                    return _start(loaded, call, run, lookups, begun)
+                except RunError as error:
+                    Fence(run.state, run.epoch)()  # a later start has ended it, and must not be ended in its turn
+                    if isinstance(error, JobLostError) and not draining.requested():
+                        losses = losses + 1 if time.monotonic() - began < _LASTING_S else 1
+                        if _next_follows(call, error, wait_s=min(2.0 ** (losses - 1), _LONGEST_WAIT_S)):
+                            continue
+                    raise
+            except BaseException as error:  # also one that is not ours, and a second signal
                 _record_failed(loaded, run, call, error)
                 raise
 
@@ -143,7 +147,7 @@ def _next_follows(call: StreamCall, lost: JobLostError, *, wait_s: float) -> boo
     said = False
     while True:
         try:
-            target(call.flink)
+            expect_room(call.flink, call.flags)
             return True
         except RunError as error:
             if not said:
@@ -156,12 +160,7 @@ def _next_follows(call: StreamCall, lost: JobLostError, *, wait_s: float) -> boo
 def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[str, FileLookup], begun: float) -> RunResults:
     """One start of the stream, from where the ones before have come; gives its record."""
     spec, on_flink = loaded.spec, run.engine == FLINK
-    draining.forget_ends()
-    arrival_clock.reset()
-    durable.reset()
-    back_pressure.limit(None if on_flink else back_pressure.MOST_BYTES)  # Flink has its own
-    metrics.reset()
-    keyed_state.forget()
+    begin_anew(most_waiting_bytes=None if on_flink else MOST_BYTES)  # Flink has its own
     outputs = outputs_of(spec, run)
     write_no_doors(run.state)
     write_no_resolutions(run.state)
@@ -174,9 +173,8 @@ def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[
     with temporary(call.flags, run) as temp_location:
         guard = look_back(stream_folder(run.state), run.epoch, records=partial(records_at, spec, run.state), say=call.say)
         elsewhere = _elsewhere(call, run, len(spec.sources.stream))
-        resume = Resume(
-            before, run.epoch == 1, guard, call.make, unbroken=on_flink, control=None if elsewhere is None else elsewhere.folder
-        )
+        control, elements = (None, 1) if elsewhere is None else (elsewhere.folder, elsewhere.elements)
+        resume = Resume(before, run.epoch == 1, guard, call.make, unbroken=on_flink, control=control, elements=elements)
         job = Job(spec, run, temp_location, args=tuple(call.args.items()), resume=resume, lookups=lookups)
         with (
             _compacting(spec, run, outputs.archive),
@@ -275,9 +273,9 @@ def _check(spec: PipelineSpec) -> dict[str, FileLookup]:
 
 def expect_sealed(spec: PipelineSpec) -> None:
     """Raises SpecError where a stream would keep sensitive values as they are."""
-    if spec.contract.sensitive and spec.dead_letters.raw_key is None:
+    if spec.sensitive and spec.dead_letters.raw_key is None:
         raise SpecError(
-            "run --mode stream: the contract has sensitive columns, and a stream keeps raw messages in its archive before it acknowledges them.",
+            "run --mode stream: there are sensitive columns, and a stream keeps raw messages in its archive before it acknowledges them.",
             hint="Name a key they are sealed with: dead_letters: {raw_key: env:NAME}.",
         )
 
@@ -374,7 +372,8 @@ def _elsewhere(call: StreamCall, run: RunInfo, sources: int) -> Elsewhere | None
     if call.flink is None or target(call.flink).workers == LOOPBACK:
         return None
     forget_earlier(run.state, run.epoch)
-    return Elsewhere(control_folder(run.state, run.epoch), sources)
+    elements = 1 if call.make is not None else elements_of(call.flink, call.flags)
+    return Elsewhere(control_folder(run.state, run.epoch), sources, elements)
 
 
 def _supervise(running: Running, call: StreamCall, begun: float, elsewhere: Elsewhere | None) -> None:
@@ -437,26 +436,39 @@ def _over(call: StreamCall, elapsed_s: float) -> bool:
     )
 
 
-def _record_failed(loaded: LoadedSpec, run: RunInfo, call: StreamCall, error: RunError) -> None:
-    """The record of a start that ended with an error. Where its place refuses, too, what is told is the error."""
+def _record_failed(loaded: LoadedSpec, run: RunInfo, call: StreamCall, error: BaseException) -> None:
+    """The record of a start that ended with an error, unless a later one has taken the stream over. Where that fails, too, what is told is the error."""
     try:
-        bare = RunResults(metadata(run, finished_at=utc_now()), "failed", (error.message,), dict(call.args))
+        if latest_epoch(run.state) != run.epoch:
+            return
+        said = _said(error, loaded.spec)
+        bare = RunResults(metadata(run, finished_at=utc_now()), "failed", (said,), dict(call.args))
         write_run(run.state, bare)  # to count takes a while, and what has failed may fail again
-        _record(loaded, run, call, outputs_of(loaded.spec, run), drained=False, error=error)
-    except (BeamPipelinesError, OSError, duckdb.Error, pa.ArrowException) as again:
+        if isinstance(error, Exception):  # who interrupts does not wait for it
+            _record(loaded, run, call, outputs_of(loaded.spec, run), drained=False, error=said)
+    except Exception as again:
         _LOG.warning("run %s: its record was not written, or not all of it: %s", run.run_id, again)
 
 
+def _said(error: BaseException, spec: PipelineSpec) -> str:
+    """An error in a record. The text of one that is not ours may hold values of a row."""
+    if isinstance(error, BeamPipelinesError):
+        return error.message
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {HIDDEN if spec.sensitive else error}"
+
+
 def _record(
-    loaded: LoadedSpec, run: RunInfo, call: StreamCall, outputs: StreamOutputs, *, drained: bool, error: RunError | None = None
+    loaded: LoadedSpec, run: RunInfo, call: StreamCall, outputs: StreamOutputs, *, drained: bool, error: str | None = None
 ) -> RunResults:
     """The record of a stream that has ended: ledger and outputs of all its starts, the checks of this one."""
     ledger = stream_ledger(run.state, outputs)
     seen = metrics.snapshot()
     failing = {name.removeprefix(WARNED): hits for name, hits in seen.items() if name.startswith(WARNED)}
     by_row = tuple(check for check in loaded.spec.checks if check.per_row)
-    checks = tuple(JudgeRun(by_row, run.started_at)({}, Ledger(ledger.lines, ledger.reasons, failing, ())))
-    failures: tuple[str, ...] = () if error is None else (error.message,)
+    checks = tuple(JudgeRun(by_row, run.started_at)((), Ledger(ledger.lines, ledger.reasons, failing, ())))
+    failures: tuple[str, ...] = () if error is None else (error,)
     failures += tuple(ledger.explain().splitlines()) if drained else ()
     failures += tuple(f"check '{c.name}' failed: {c.observed}" for c in checks if c.status == "fail")
     stored = stored_outputs(run.state, outputs, ledger)

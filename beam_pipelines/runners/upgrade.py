@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,12 +43,14 @@ class Upgrade:
     whole: bool = False
 
 
-def upgrade_of(loaded: LoadedSpec, *, ran: str | None = None, from_archive: bool = True) -> Upgrade:
-    """What a start of this spec would do now. `ran`: the name of what runs ("": nobody knows), where somebody knows better than what the newest start has written down; without
-    `from_archive` nothing is read again from there. Raises SinkError where the state folder refuses to be read.
+def upgrade_of(
+    loaded: LoadedSpec, *, ran: str | None = None, begun: Mapping[int, Start] | None = None, from_archive: bool = True
+) -> Upgrade:
+    """What a start of this spec would do now. `ran`: the name of what runs ("": nobody knows), where somebody knows better than what the newest start has written down; `begun`: the
+    starts that ran, by epoch, where not all did; without `from_archive` nothing is read again from there. Raises SinkError where the state folder refuses to be read.
     """
     spec, state = loaded.spec, loaded.state
-    newest = newest_start(state)
+    newest = newest_start(state) if begun is None else max(begun.items(), default=None)
     if newest is None:
         return Upgrade(tuple(_left_by_another(spec, state)))
     epoch, start = newest

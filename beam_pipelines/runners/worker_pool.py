@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -46,7 +47,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
     """
 
     def __init__(self) -> None:
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._workers: dict[str, list[subprocess.Popen[bytes]]] = {}  # two task managers, or two jobs, may call theirs alike
         self._lock = threading.Lock()
         self._spare = _spare()
 
@@ -56,24 +57,27 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
             with self._lock:
                 self._reap()
                 worker = self._named(json.dumps([request.worker_id, request.control_endpoint.url, request.params.get(PATH, "")]))
-                self._workers[request.worker_id] = worker
+                self._workers.setdefault(request.worker_id, []).append(worker)
         except Exception:
             return beam_fn_api_pb2.StartWorkerResponse(error=traceback.format_exc())
         _LOG.warning("worker %s is process %d", request.worker_id, worker.pid)
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(self, request: beam_fn_api_pb2.StopWorkerRequest, _: object) -> beam_fn_api_pb2.StopWorkerResponse:  # noqa: N802
-        """Ends the worker; one that is not known has ended."""
+        """Ends the worker; one that is not known has ended. Of several of that name nobody says which: they end when their control service does."""
         with self._lock:
-            worker = self._workers.pop(request.worker_id, None)
-        if worker is not None:
-            _end([worker])
+            self._reap()
+            workers = self._workers.get(request.worker_id, [])
+            if len(workers) == 1:
+                del self._workers[request.worker_id]
+        if len(workers) == 1:
+            _end(workers)
         return beam_fn_api_pb2.StopWorkerResponse()
 
     def close(self) -> None:
         """Ends all workers."""
         with self._lock:
-            workers, self._workers = [*self._workers.values(), self._spare], {}
+            workers, self._workers = [*chain.from_iterable(self._workers.values()), self._spare], {}
         _end(workers)
 
     def _named(self, name: str) -> subprocess.Popen[bytes]:
@@ -85,8 +89,8 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
         return worker
 
     def _reap(self) -> None:
-        for name in [name for name, worker in self._workers.items() if worker.poll() is not None]:
-            del self._workers[name]
+        left = {name: [worker for worker in workers if worker.poll() is None] for name, workers in self._workers.items()}
+        self._workers = {name: workers for name, workers in left.items() if workers}
 
 
 def _spare() -> subprocess.Popen[bytes]:

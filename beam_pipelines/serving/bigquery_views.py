@@ -22,6 +22,7 @@ from beam_pipelines.sinks.resolutions import REPLAYED
 from beam_pipelines.sinks.resolutions import folder as resolutions_folder
 from beam_pipelines.sinks.run import TOMBSTONES
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, AT_SINK, KEPT, LETTER, doors_scan, scan, shown_anew
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 _TYPES = {"DATE": "DATE", "VARCHAR": "STRING", "BOOLEAN": "STRING"}  # of partition columns; every other is a number
 
@@ -45,11 +46,11 @@ def bigquery_script(state: str, places: Mapping[str, str] | None, dataset: str, 
     if script.doors:
         script.table("doors_files", doors_folder(state), {})
     left_out = {n for n, snapshot in batch.items() if snapshot.format != "parquet"}
-    letters = [output for output in speed.values() if output.of == "dead_letters" and output.name not in left_out]
+    letters = [output for output in speed.values() if output.of == LETTERS and output.name not in left_out]
     there = [output for output in letters if scan(output.folder) is not None]
     script.letters = [_quoted(o.table) if o.table else script.named(f"{o.name}_speed_files") for o in there]
     first = [*(n for n in batch if n == TOMBSTONES), *(o.name for o in there)]  # views of others look into them
-    rows = [output for output in speed.values() if output.of == "rows" and output.name not in left_out and scan(output.folder) is not None]
+    rows = [output for output in speed.values() if output.of == ROWS and output.name not in left_out and scan(output.folder) is not None]
     script.rows = [_quoted(o.table) if o.table else script.named(f"{o.name}_speed_files") for o in rows]
     _find_resolutions(script, state)
     for name in dict.fromkeys((*first, *batch, *speed)):
@@ -116,14 +117,14 @@ def _output(script: _Script, state: str, name: str, batch: Mapping[str, Snapshot
     layers = []
     buried = "" if snapshot is None else _buried(script, snapshot, batch)
     if snapshot is not None and snapshot.files:  # an external table over no file is an error
-        hidden = _superseded(snapshot) if snapshot.of == "dead_letters" else _where(buried)
+        hidden = _superseded(snapshot) if snapshot.of == LETTERS else _where(buried)
         yield script.view(f"{name}_batch", f"SELECT * FROM {_batch_files(script, name, snapshot)} AS f{hidden}")
         layers.append(f"SELECT * FROM {script.named(f'{name}_batch')}")
     if output is not None and scan(output.folder) is not None:
         files = _speed_files(script, name, output)
         yield script.view(f"{name}_speed", _speed(script, state, output, files))
-        if output.of == "dead_letters" and snapshot is not None:
-            layers.append(_speed(script, state, output, files, unless=_settled(snapshot, batch)))
+        if output.of == LETTERS and snapshot is not None:
+            layers.append(_speed(script, state, output, files, unless=_superseded_in_stream(snapshot, batch)))
         elif snapshot is None:
             layers.append(f"SELECT * FROM {script.named(f'{name}_speed')}")
         elif snapshot.clock is not None:
@@ -137,7 +138,7 @@ def _output(script: _Script, state: str, name: str, batch: Mapping[str, Snapshot
         yield f"-- {name}: it has no row yet"
     else:
         merged = "\nFULL OUTER UNION ALL BY NAME\n".join(layers)
-        if "dead_letters" in (snapshot and snapshot.of, output and output.of):
+        if LETTERS in (snapshot and snapshot.of, output and output.of):
             script.last.append(script.view(name, _open(script, merged)))
         else:
             yield script.view(name, merged)
@@ -239,7 +240,7 @@ def _where(*conditions: str) -> str:
 def _buried(script: _Script, snapshot: Snapshot, batch: Mapping[str, Snapshot]) -> str:
     """A condition on rows: no run over another range has found them to be duplicates, or a later one has computed their partition anew."""
     tombstones = batch.get(TOMBSTONES)
-    if tombstones is None or not tombstones.files or snapshot.of != "rows" or "_source" not in dict(snapshot.schema):
+    if tombstones is None or not tombstones.files or snapshot.of != ROWS or "_source" not in dict(snapshot.schema):
         return ""
     newer = " OR ".join(
         f"UNIX_MICROS(t.event_time) >= {r.start} AND UNIX_MICROS(t.event_time) < {r.end} AND t.as_of <= {r.as_of}" for r in snapshot.ranges
@@ -251,7 +252,7 @@ def _buried(script: _Script, snapshot: Snapshot, batch: Mapping[str, Snapshot]) 
 def _speed(script: _Script, state: str, output: SpeedOutput, files: str, *, unless: str = "FALSE") -> str:
     files = f"{files} AS f"
     doors = script.named("doors_files")
-    if output.of == "dead_letters":
+    if output.of == LETTERS:
         gone = f"f.stage = 'aggregate' AND EXISTS (SELECT 1 FROM {doors} AS d WHERE d.door = 'duplicate' AND d.source = f.source AND d.position = f.position)"
         gone = gone if script.doors else "FALSE"
         first = f"REPLACE (MIN(_stored_at) OVER (PARTITION BY {LETTER}) AS _stored_at)"
@@ -259,7 +260,7 @@ def _speed(script: _Script, state: str, output: SpeedOutput, files: str, *, unle
         return f"SELECT * EXCEPT (_stored_at) FROM (\n  {kept}\n)\nWHERE ({unless}) IS NOT TRUE"
     known = _placed(output)
     place = [_quoted(c) for c in known] if len(output.placings) <= 1 else []
-    if output.of != "rows":
+    if output.of != ROWS:
         window = ", ".join([*(_quoted(c) for c in output.group_by), "_window_start", "_window_end", *place])
         newest = _newest(window, "_epoch DESC, _pane_index DESC")
         return f"SELECT * FROM (\n  SELECT * FROM {files} {_anew(state, output)}\n  {newest}\n)\nWHERE _pane <> 'retracted'"
@@ -336,7 +337,7 @@ def _superseded(snapshot: Snapshot) -> str:
     return "\nWHERE " + "\n  AND ".join(f"({c}) IS NOT FALSE" for c in clauses) if clauses else ""
 
 
-def _settled(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
+def _superseded_in_stream(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
     """A condition on a dead letter of the stream: a batch run has read its record since, or is the authority where it would be."""
     stored, found = "UNIX_MICROS(_stored_at)", []
     for settled in letters.settled:
@@ -346,10 +347,10 @@ def _settled(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
             times = f"(event_time IS NULL OR UNIX_MICROS(event_time) >= {_int(settled.start)} AND UNIX_MICROS(event_time) < {settled.end})"
             found.append(f"{stored} < {settled.as_of} AND source IN ({_texts(sources)}) AND {times}{arrived}")
     for output in batch.values():
-        if output.clock is not None and output.of != "dead_letters":
+        if output.clock is not None and output.of != LETTERS:
             of = (
                 "stage <> 'aggregate'"
-                if output.of == "rows"
+                if output.of == ROWS
                 else f"stage = 'aggregate' AND SPLIT(failures[SAFE_OFFSET(0)].name, '.')[SAFE_OFFSET(0)] = {_text(output.of)}"
             )
             found += [

@@ -14,7 +14,7 @@ from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.places.sql import reading
 from beam_pipelines.serving.tables import ask, open_tables
-from beam_pipelines.sinks.failed_letters import KEPT_RUNS, kept_sql, kept_there
+from beam_pipelines.sinks.failed_letters import KEPT_FAILED_RUNS, kept_sql, kept_there
 from beam_pipelines.sinks.resolutions import NO_HISTORY, NO_LETTERS, history_sql, open_sql, with_failures
 from beam_pipelines.sinks.results import RunResults
 
@@ -94,7 +94,7 @@ def failed_letters(run: RunResults) -> duckdb.DuckDBPyConnection:
     if kept is not None and not kept_there(kept):
         raise SpecError(
             f"dlq: the letters of run '{run.metadata.run_id}' are no longer in {kept.folder}.",
-            hint=f"Those of the newest {KEPT_RUNS} runs that failed are kept, and as long as `retention` says.",
+            hint=f"Those of the newest {KEPT_FAILED_RUNS} runs that failed are kept, and as long as `retention` says.",
         )
     letters = NO_LETTERS if kept is None else kept_sql(kept)
     reading(connection, letters)

@@ -33,6 +33,7 @@ from beam_pipelines.sinks.speed_views import scan
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.spec.horizon import reach
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sinks import ROWS
 
 _COLUMNS = (("output", "VARCHAR"), ("start", "TIMESTAMPTZ"), ("end", "TIMESTAMPTZ"), ("run_id", "VARCHAR"), ("rows", "BIGINT"),
             ("first_stored_at", "TIMESTAMPTZ"), ("last_stored_at", "TIMESTAMPTZ"))  # fmt: skip
@@ -91,7 +92,7 @@ def stale_view(state: str, places: Mapping[str, str] | None = None, spec: Pipeli
     aggregates = [] if spec is None else [t for t in _aggregates(batch.values(), spec) if t.ranges]
     found = _of_buried(view, batch, aggregates)
     told = False
-    for speed in (s for s in (stream.outputs if stream is not None else ()) if s.of == "rows"):
+    for speed in (s for s in (stream.outputs if stream is not None else ()) if s.of == ROWS):
         rows = batch.get(speed.name)
         targets = [] if rows is None or rows.clock is None else [_Target(speed.name, rows.clock, _dated(rows.ranges))]
         targets += [] if told else aggregates  # rows of one output tell of all aggregates
@@ -175,7 +176,7 @@ def _stale(view: StaleView, state: str, speed: SpeedOutput, rows: Snapshot | Non
 def _of_buried(view: StaleView, batch: Mapping[str, Snapshot], aggregates: Sequence[_Target]) -> list[str]:
     """What aggregates have counted that a later run, over another range, has found to be duplicates: rows that are still there, and hidden."""
     buried = batch.get(TOMBSTONES)
-    rows = next((s for s in batch.values() if s.of == "rows" and s.files and {SOURCE, POSITION} <= {name for name, _ in s.schema}), None)
+    rows = next((s for s in batch.values() if s.of == ROWS and s.files and {SOURCE, POSITION} <= {name for name, _ in s.schema}), None)
     if buried is None or not buried.files or rows is None or not aggregates:
         return []
     tombs = ", ".join(literal(local(path)) for path in buried.paths)

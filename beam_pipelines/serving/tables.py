@@ -23,7 +23,7 @@ from beam_pipelines.arrow.engine import quote
 from beam_pipelines.arrow.schema import UTC_MICROS
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.places.sql import reading, said
-from beam_pipelines.serving.again import T, again
+from beam_pipelines.serving.retrying import T, retry
 from beam_pipelines.serving.stale import stale_view
 from beam_pipelines.serving.standing import Unrecorded, unrecorded
 from beam_pipelines.serving.views import BATCH, SPEED, views
@@ -102,7 +102,7 @@ def ask(
 
 
 def _asked(read: Callable[[], T]) -> T:
-    return again(read, whose="query")
+    return retry(read, whose="query")
 
 
 def _check_reads(statements: Sequence[Any]) -> None:

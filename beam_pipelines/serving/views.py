@@ -26,7 +26,8 @@ from beam_pipelines.sinks.resolutions import open_sql
 from beam_pipelines.sinks.run import TOMBSTONES, Clock
 from beam_pipelines.sinks.settling import plain_files
 from beam_pipelines.sinks.speed_views import PlainFiles, folders_in_use, same_columns, scan, speed_sql
-from beam_pipelines.sinks.views import NOTHING, select_sql, settled_sql
+from beam_pipelines.sinks.views import NO_ROWS, select_sql, superseded_sql
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 BATCH, SPEED = "_batch", "_speed"
 """Endings of the names of one layer's table."""
@@ -50,14 +51,12 @@ def views(state: str, places: Mapping[str, str] | None = None, *, kept: bool = F
             found[name] = found[name + BATCH] = _without_buried(select_sql(snapshot), snapshot, batch)
         if output is not None:
             alike = _alike(output)
-            known = (
-                at_once and alike and output.of == "rows" and output.placed and is_local(output.folder)
-            )  # elsewhere to look takes longer
+            known = at_once and alike and output.of == ROWS and output.placed and is_local(output.folder)  # elsewhere to look takes longer
             how = _How(alike, kept, plain_files(state, output) if known else None)
             found[name + SPEED] = _speed(state, output, how)
             merged = _merged(state, snapshot, output, batch, how)
             found[name] = _without_buried(merged, snapshot, batch) if snapshot is not None and output.provenance else merged
-        if "dead_letters" in (snapshot and snapshot.of, output and output.of) and found[name] != NOTHING:
+        if LETTERS in (snapshot and snapshot.of, output and output.of) and found[name] != NO_ROWS:
             found[name] = open_sql(state, found[name], nested=snapshot is None or snapshot.format != "csv")
     return found
 
@@ -65,7 +64,7 @@ def views(state: str, places: Mapping[str, str] | None = None, *, kept: bool = F
 def _without_buried(sql: str, snapshot: Snapshot, batch: Mapping[str, Snapshot]) -> str:
     """Without rows that a run over another range has found to be duplicates, unless a later run has computed their partition anew."""
     buried = batch.get(TOMBSTONES)
-    if buried is None or not buried.files or snapshot.of != "rows" or SOURCE not in dict(snapshot.schema):
+    if buried is None or not buried.files or snapshot.of != ROWS or SOURCE not in dict(snapshot.schema):
         return sql
     newer = " OR ".join(
         f"epoch_us(event_time) >= {r.start} AND epoch_us(event_time) < {r.end} AND as_of <= {r.as_of}" for r in snapshot.ranges
@@ -133,34 +132,34 @@ def _within(plain: PlainFiles, output: SpeedOutput, clock: Clock, gap: Gap) -> P
 def _merged(state: str, snapshot: Snapshot | None, output: SpeedOutput, batch: Mapping[str, Snapshot], how: _How) -> str:
     if snapshot is None:
         return _speed(state, output, how)
-    if output.of == "dead_letters":
-        return _union([select_sql(snapshot), speed_sql(state, output, where=[f"({_settled(snapshot, batch)}) IS NOT TRUE"])])
+    if output.of == LETTERS:
+        return _union([select_sql(snapshot), speed_sql(state, output, where=[f"({_superseded_in_stream(snapshot, batch)}) IS NOT TRUE"])])
     if snapshot.clock is None:
         return select_sql(snapshot)
     return _union([select_sql(snapshot), _speed(state, output, how, unanswered(snapshot, output, kept=how.kept), snapshot.clock)])
 
 
 def _union(layers: list[str]) -> str:
-    known = [layer for layer in layers if layer != NOTHING]  # a layer without a file has no columns
-    return " UNION ALL BY NAME ".join(known) or NOTHING
+    known = [layer for layer in layers if layer != NO_ROWS]  # a layer without a file has no columns
+    return " UNION ALL BY NAME ".join(known) or NO_ROWS
 
 
-def _settled(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
+def _superseded_in_stream(letters: Snapshot, batch: Mapping[str, Snapshot]) -> str:
     """A condition on a dead letter of the stream: a batch run has read its record since, or is the authority where it would be.
 
     A letter of an aggregate would be in that aggregate's panes, any other in the rows. A batch that read files knows the row by another identity.
     """
     stored = f"epoch_us({STORED_AT})"
-    conditions = [settled_sql(letters, "", f"{stored} < as_of")]
+    conditions = [superseded_sql(letters, "", f"{stored} < as_of")]
     for output in batch.values():
         if output.clock is None or not output.ranges:
             continue
         concerned = (
             "stage <> 'aggregate'"
-            if output.of == "rows"
+            if output.of == ROWS
             else f"stage = 'aggregate' AND split_part(failures[1].name, '.', 1) = {literal(output.of)}"
         )
-        if output.of != "dead_letters":
+        if output.of != LETTERS:
             times = " OR ".join(
                 f"epoch_us(event_time) >= {r.start} AND epoch_us(event_time) < {r.end} AND {stored} < {r.as_of}" for r in output.ranges
             )

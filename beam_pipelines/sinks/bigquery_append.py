@@ -46,7 +46,7 @@ from beam_pipelines.sinks.bigquery_tables import ensure_table
 from beam_pipelines.sinks.dead_letters import CompleteLetters
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.write import DEAD, Masking, refused_letters, sql_schema
-from beam_pipelines.spec.sinks import LETTERS, BigQuerySink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, BigQuerySink
 
 APPENDED, TAKEN = "appended", "taken"
 SPEED = "_speed"
@@ -54,7 +54,7 @@ SPEED = "_speed"
 _WINDOW_START = "_window_start"
 _RAW_BYTES = 8 << 20  # of a letter: a row with more would not fit into a request
 _NOT_WRITTEN = frozenset({RAW, KEY_HASH, RUN_ID, CONTRACT, CHANGE})
-_STAMPED = frozenset({"rows", LETTERS})
+_STAMPED = frozenset({ROWS, LETTERS})
 Mask = npt.NDArray[np.bool_]
 
 
@@ -104,12 +104,12 @@ class AppendToBigQuery(beam.PTransform):  # type: ignore[misc]  # Beam ships no 
     """
 
     def __init__(
-        self, sink: BigQuerySink, *, label: str, run: RunInfo, of: str = "rows", masking: Masking | None = None, event_time: str | None = None,
+        self, sink: BigQuerySink, *, label: str, run: RunInfo, of: str = ROWS, masking: Masking | None = None, event_time: str | None = None,
         key: Sequence[str] = (), versions: DeduplicateRule | None = None, required: Sequence[str] = (),
         descriptions: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        constants = ((RUN_ID, run.run_id), (CONTRACT, run.contract)) if of == "rows" else ()
+        constants = ((RUN_ID, run.run_id), (CONTRACT, run.contract)) if of == ROWS else ()
         self.settings = _Settings(
             sink, label, of, constants, masking, event_time, _key(key, of), versions, tuple(required),
             tuple((descriptions or {}).items()), where(sink.endpoint), where_grpc(sink.grpc_endpoint),
@@ -143,7 +143,7 @@ class AppendDeadLettersToBigQuery(beam.PTransform):  # type: ignore[misc]  # Bea
 
 
 def _key(key: Sequence[str], of: str) -> tuple[str, ...]:
-    return tuple(key) if of == "rows" else (*key, _WINDOW_START)
+    return tuple(key) if of == ROWS else (*key, _WINDOW_START)
 
 
 def _check_key(settings: _Settings) -> None:
@@ -258,7 +258,7 @@ class _Append(beam.DoFn):  # type: ignore[misc]
 
     def _sequence(self, given: pa.RecordBatch, gone: Mask | None) -> pa.Array:
         """Of panes the start of the stream and the number in it. Of rows: the order of versions, the arrival, the place; then that a retraction counts more than what it takes back."""
-        if self._settings.of != "rows":
+        if self._settings.of != ROWS:
             return sequence_numbers([given.column(EPOCH), given.column(PANE_INDEX)])
         versions = self._settings.versions or DeduplicateRule()
         order_by = versions.order_by if versions.order_by in given.schema.names else ARRIVAL

@@ -80,7 +80,7 @@ class ArrowRows:
         return self.batch.schema
 
 
-class Refused(NamedTuple):
+class RefusedRow(NamedTuple):
     """A row that BigQuery does not take: of which `add`, at which place in it, and why."""
 
     batch: int
@@ -178,14 +178,14 @@ class Appending:
         self._waiting: deque[_Chunk] = deque()
         self._flying: deque[_Chunk] = deque()
         self._stored: list[_Chunk] = []  # of exactly_once: should the stream be lost, they go again
-        self._refused: list[Refused] = []
+        self._refused: list[RefusedRow] = []
         self._lane: _Lane | None = None
         self._streams = 0
         self._failures, self._waited, self._alone, self._grown = 0, 0.0, 0, False
         self._adds = 0
 
     def add(self, rows: Rows, places: Ints | None = None, sizes: Sequence[tuple[int, int]] | None = None) -> int:
-        """Takes rows; gives the number by which `Refused` knows them. `places`: where they stood in the caller's batch; `sizes`: how to cut them."""
+        """Takes rows; gives the number by which `RefusedRow` knows them. `places`: where they stood in the caller's batch; `sizes`: how to cut them."""
         number, self._adds = self._adds, self._adds + 1
         where = np.arange(len(rows)) if places is None else places
         most_bytes = self._appender.most_bytes
@@ -195,7 +195,7 @@ class Appending:
         self._guarded(lambda: self._pump(wait=False))
         return number
 
-    def finish(self) -> list[Refused]:
+    def finish(self) -> list[RefusedRow]:
         """Waits until everything is stored or refused, and makes it visible; gives what was refused."""
         self._guarded(self._complete)
         if self._lane is not None:
@@ -360,7 +360,7 @@ class Appending:
     def _without(self, chunk: _Chunk, refused: dict[int, str]) -> list[_Chunk]:
         table = self._appender.table
         for row, why in refused.items():
-            self._refused.append(Refused(chunk.batch, int(chunk.places[row]), f"{table} refuses it: {why}"))
+            self._refused.append(RefusedRow(chunk.batch, int(chunk.places[row]), f"{table} refuses it: {why}"))
         kept = np.setdiff1d(np.arange(len(chunk.rows)), np.fromiter(refused, np.int64))
         return [chunk.part(kept)] if len(kept) else []
 
@@ -423,7 +423,7 @@ def _halves(chunk: _Chunk) -> list[_Chunk]:
     return [chunk.part(np.arange(middle)), chunk.part(np.arange(middle, len(chunk.rows)))]
 
 
-def batches_of(refused: Sequence[Refused]) -> Iterator[tuple[int, dict[int, str]]]:
+def batches_of(refused: Sequence[RefusedRow]) -> Iterator[tuple[int, dict[int, str]]]:
     """Refused rows by their `add`: place and reason."""
     found: dict[int, dict[int, str]] = {}
     for one in refused:

@@ -31,7 +31,7 @@ _DO = {
     "UNAUTHENTICATED": LOG_IN,
 }
 _DEFAULT = "_default"
-_END = object()
+_NO_MORE = object()
 
 
 class Answer(NamedTuple):
@@ -136,7 +136,7 @@ class Connection:
     def __init__(self, append: Any, metadata: Any, types: Any, answer_s: float) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers = append(_sent(self._requests), metadata=metadata)
-        weakref.finalize(self, self._requests.put, _END)  # of a bundle that failed nobody closes it: gRPC's thread would wait for ever
+        weakref.finalize(self, self._requests.put, _NO_MORE)  # of a bundle that failed nobody closes it: gRPC's thread would wait for ever
         self._types, self._answer_s = types, answer_s
 
     def send(self, request: bytes) -> None:
@@ -159,13 +159,13 @@ class Connection:
 
     def close(self) -> None:
         """Ends the connection; safe to call twice."""
-        self._requests.put(_END)
+        self._requests.put(_NO_MORE)
         with suppress(Exception):
             self._answers.cancel()
 
 
 def _sent(requests: queue.SimpleQueue[Any]) -> Iterator[bytes]:
-    while (request := requests.get()) is not _END:
+    while (request := requests.get()) is not _NO_MORE:
         yield request
 
 

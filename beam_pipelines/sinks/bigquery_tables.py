@@ -28,7 +28,7 @@ _CLUSTERS = frozenset({"BIGNUMERIC", "BOOLEAN", "DATE", "DATETIME", "GEOGRAPHY",
 _KEYS = _CLUSTERS - {"GEOGRAPHY", "RANGE"} | {"FLOAT"}
 
 
-class Table(NamedTuple):
+class TableState(NamedTuple):
     """A table as it is now. `made`: this call made it; `grown`: this call changed its columns."""
 
     fields: tuple[Field, ...]
@@ -89,7 +89,7 @@ def ensure_table(
     client: Any, table: str, fields: Sequence[Field], *, partition_by: str | None = None, cluster_by: Sequence[str] = (), partition_expiration: int | None = None,
     require_partition_filter: bool = False, primary_key: Sequence[str] = (), max_staleness: int | None = None,
     patience_s: float = PATIENCE_S, wait: Callable[[float], Any] | None = None,
-) -> Table:  # fmt: skip
+) -> TableState:  # fmt: skip
     """The table `PROJECT.DATASET.TABLE`, made or grown so that it takes rows with `fields`; doing it again changes nothing, whoever else does it meanwhile.
 
     `partition_by`: see `Partitions.parse`; `partition_expiration` in microseconds. These, the key and the
@@ -162,7 +162,7 @@ class _Wanted:
         return found
 
 
-def _one_try(client: Any, wanted: _Wanted, options: dict[str, Any]) -> Table | None:
+def _one_try(client: Any, wanted: _Wanted, options: dict[str, Any]) -> TableState | None:
     """None: somebody else was quicker."""
     from google.api_core.exceptions import ClientError
 
@@ -175,10 +175,12 @@ def _one_try(client: Any, wanted: _Wanted, options: dict[str, Any]) -> Table | N
     if wanted.staleness is not None and wanted.staleness != _staleness(api or {}):
         changes["maxStaleness"] = _interval(wanted.staleness)
     if api is not None and not changes:
-        return Table(has)
+        return TableState(has)
     try:
         return (
-            Table(_create(client, wanted, options), made=True) if api is None else Table(_change(client, api, changes), grown=needs != has)
+            TableState(_create(client, wanted, options), made=True)
+            if api is None
+            else TableState(_change(client, api, changes), grown=needs != has)
         )
     except ClientError:  # 409 and 412 mostly; a table that looks otherwise now says the same
         again = _described(client, wanted.table)

@@ -13,64 +13,41 @@ from beam_pipelines.places import each, exists, join, list_files, list_folders
 from beam_pipelines.sinks.manifest import Change, Committed, LiveFile, Merge, Snapshot
 from beam_pipelines.sinks.run import Clock, Output, RunInfo
 from beam_pipelines.sinks.superseded import letters_after
+from beam_pipelines.sinks.work import Work
 
 INPROGRESS = ".inprogress"
 """Ending of staged files: DuckDB and Polars look into dot folders too, so the name itself must not match `*.parquet`."""
 _OURS = re.compile(r"part-[0-9a-f]{32}\.(parquet|csv|jsonl)(\.gz)?")
-Arrived = tuple[str, str, int, int]
-"""A staged file: partition, full path, rows, bytes."""
 
 
-def change_of(
-    output: Output,
-    old: Snapshot | None,
-    arrived: Sequence[Arrived],
-    *,
-    run: RunInfo,
-    number: int,
-    sources: Collection[str] = (),
-    letters: Collection[str] = (),
-    schema: tuple[tuple[str, str], ...] = (),
-    header: bytes = b"",
-    since: int | None = None,
-) -> tuple[Snapshot, Change]:
-    """The output after the commit, and the moves and deletions that lead there. `since`: earlier arrivals the run has not read.
+def change_of(output: Output, old: Snapshot | None, work: Work, number: int) -> tuple[Snapshot, Change]:
+    """The output after the commit `number`, and the moves and deletions that lead there.
 
     Raises SinkError where a partition to be replaced holds files this program did not write.
     """
     check_layout(output, old)
-    before = old if old is not None and old.path == output.path else None
+    before, run, staged = old if old is not None and old.path == output.path else None, work.run, work.staged_of(output)
     if output.single:
-        return _single(output, before, arrived, run=run, number=number, schema=schema, header=header)
-    told = letters_after(output, before, run=run, number=number, sources=sources, letters=letters, since=since)
-    names = {path: _below(partition, path.rpartition("/")[2].removesuffix(INPROGRESS)) for partition, path, _, _ in arrived}
-    files = tuple(LiveFile(names[path], partition, rows, size, run.run_id) for partition, path, rows, size in arrived)
-    scope = _replaced(output, before, {a[0] for a in arrived}, told.dropped, run)
-    kept = tuple(f for f in (before.files if before else ()) if scope is not None and f.partition not in scope)
-    live = {f.path for f in (*kept, *files)}
-    gone = {f.path for f in (before.files if before else ())} - live
-    gone |= {p for p in _lying(output, scope) if p not in live}
+        return _single(output, before, work, number)
+    told = letters_after(output, before, work, number)
+    names = {s.path: _below(s.partition, s.path.rpartition("/")[2].removesuffix(INPROGRESS)) for s in staged}
+    mine = tuple(LiveFile(names[s.path], s.partition, s.rows, s.bytes, run.run_id) for s in staged)
+    written, earlier = {s.partition for s in staged}, before.files if before is not None else ()
+    scope = _replaced(output, before, written, told.dropped, run)
+    files = (*(f for f in earlier if scope is not None and f.partition not in scope), *mine)
     snapshot = Snapshot(
-        output.name,
-        output.of,
-        output.path,
-        output.folder,
-        output.format,
-        number,
-        output.partitions,
-        kept + files,
-        schema or (before.schema if before else ()),
-        told.letters,
-        told.superseded,
-        output.clock,
-        _authority(output, before, {a[0] for a in arrived}, run, whole=scope is None),
-        told.said_in,
-        told.settled,
-        told.source_sets,
-        _layouts(before, kept + files, run.run_id, schema),
-    )
+        output.name, output.of, output.path, output.folder, output.format, number, output.partitions, files, _schema(output, before, work),
+        told.letters, told.superseded, output.clock, _authority(output, before, written, run, whole=scope is None), told.said_in, told.settled,
+        told.source_sets, _layouts(before, files, run.run_id, work.schemas.get(output.name, ())),
+    )  # fmt: skip
+    gone = ({f.path for f in earlier} | set(_lying(output, scope))) - {f.path for f in files}
     moves = tuple((path, join(output.path, name)) for path, name in names.items())
     return snapshot, Change(moves, None, tuple(join(output.path, p) for p in sorted(gone)))
+
+
+def _schema(output: Output, before: Snapshot | None, work: Work) -> tuple[tuple[str, str], ...]:
+    """The columns of what the run has written, else those that were there."""
+    return work.schemas.get(output.name) or (before.schema if before is not None else ())
 
 
 def check_layout(output: Output, old: Snapshot | None) -> None:
@@ -183,18 +160,10 @@ def _refuse_foreign(output: Output, folder: str, partition: str) -> list[str]:
     return names
 
 
-def _single(
-    output: Output,
-    before: Snapshot | None,
-    arrived: Sequence[Arrived],
-    *,
-    run: RunInfo,
-    number: int,
-    schema: tuple[tuple[str, str], ...],
-    header: bytes,
-) -> tuple[Snapshot, Change]:
-    name = output.path.rpartition("/")[2]
-    file = LiveFile(name, "", sum(a[2] for a in arrived), sum(a[3] for a in arrived), run.run_id)
-    known = schema or (before.schema if before else ())
-    snapshot = Snapshot(output.name, output.of, output.path, output.folder, output.format, number, (), (file,), known)
-    return snapshot, Change(merge=Merge(output.path, tuple(sorted(a[1] for a in arrived)), header, output.gzip))
+def _single(output: Output, before: Snapshot | None, work: Work, number: int) -> tuple[Snapshot, Change]:
+    staged = work.staged_of(output)
+    file = LiveFile(output.path.rpartition("/")[2], "", sum(s.rows for s in staged), sum(s.bytes for s in staged), work.run.run_id)
+    schema = _schema(output, before, work)
+    snapshot = Snapshot(output.name, output.of, output.path, output.folder, output.format, number, (), (file,), schema)
+    parts = tuple(sorted(s.path for s in staged))
+    return snapshot, Change(merge=Merge(output.path, parts, work.headers.get(output.name, b""), output.gzip))

@@ -16,8 +16,9 @@ import apache_beam as beam
 
 from beam_pipelines.arrow.counts import Count
 from beam_pipelines.arrow.schema import DEAD_LETTERS
+from beam_pipelines.commit_elements import CheckState, Columns, CommitElement, SourceSpans, Staged
 from beam_pipelines.errors import RunError, SinkError, TransientError
-from beam_pipelines.sinks.committing import Staged, Work, abandon, commit
+from beam_pipelines.sinks.committing import abandon, commit
 from beam_pipelines.sinks.failed_letters import forget_letters, forget_older, keep_letters
 from beam_pipelines.sinks.inventory import Stock, with_spans
 from beam_pipelines.sinks.ledger import Ledger, sources_read, tally
@@ -25,17 +26,17 @@ from beam_pipelines.sinks.manifest import Snapshot, snapshots
 from beam_pipelines.sinks.results import CheckResult, RunResults, expect_id, failures_of, judge_thresholds, metadata, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, utc_now
 from beam_pipelines.sinks.text import csv_header
+from beam_pipelines.sinks.work import Work
 from beam_pipelines.sinks.write import sql_schema
 from beam_pipelines.spec.models import Thresholds
 
-COUNT, CHECK, FILE, SCHEMA, SPAN = "count", "check", "file", "schema", "span"
 _KEY = "run"
 
 
 class Judge(Protocol):
-    """Turns the states of checks over many rows, by check name, into verdicts. Picklable."""
+    """Turns the states of checks over many rows into verdicts. Picklable."""
 
-    def __call__(self, states: Mapping[str, Sequence[Any]], ledger: Ledger) -> Sequence[CheckResult]: ...
+    def __call__(self, states: Sequence[bytes], ledger: Ledger) -> Sequence[CheckResult]: ...
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Inbox:
 
     counts: tuple[Count, ...]
     staged: tuple[Staged, ...]
-    checks: Mapping[str, tuple[Any, ...]]
+    checks: tuple[bytes, ...]
     schemas: Mapping[str, tuple[tuple[str, str], ...]]
-    spans: tuple[tuple[str, Any, bool], ...] = ()
+    spans: tuple[SourceSpans, ...]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Verdicts:
 class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Judges the run and commits all its outputs together, or none. Idempotent by run id.
 
-    Takes one PCollection or several of: ledger counts `(unit, source, outcome, detail, rows)`, `("file", output, partition, path, rows, bytes)` and
-    `("schema", output, columns)` as sinks give them, `("check", name, state)`, `("span", source, ranges, undated)`. `outputs` are the sinks' `output`s. Gives one `RunResults`.
+    Takes one PCollection or several of `CommitElement`: ledger counts `(unit, source, outcome, detail, rows)`, and what sinks, `Observe` and `Spans` give.
+    `outputs` are the sinks' `output`s. Gives one `RunResults`.
 
     `published` are outputs whose rows are gone already, as messages: they are in the ledger.
 
@@ -102,8 +103,6 @@ class Commit(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
 class _OneKey(beam.DoFn):  # type: ignore[misc]
     def process(self, element: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(element, tuple) and element[:1] == (COUNT,) and len(element) == 6:
-            element = element[1:]
         yield _KEY, element
 
 
@@ -122,7 +121,7 @@ class Conclude(beam.DoFn):  # type: ignore[misc]
         yield results
 
 
-def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], verdicts: Verdicts) -> RunResults:
+def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[CommitElement | None], verdicts: Verdicts) -> RunResults:
     """Judges the run over all it produced, then commits or abandons it; the record, also stored under the state folder.
 
     Letters that an earlier failure under its id has kept go with the record of that. Raises SpecError where a run of another kind has the id, SinkError where an output refuses.
@@ -150,37 +149,32 @@ def conclude(run: RunInfo, outputs: Sequence[Output], elements: Iterable[Any], v
     return done
 
 
-def sort_elements(elements: Iterable[Any]) -> Inbox:
-    """The commit's input by kind, in an order that does not depend on arrival."""
+def sort_elements(elements: Iterable[CommitElement | None]) -> Inbox:
+    """The commit's input by kind; staged files in an order that does not depend on arrival. Raises TypeError for what is no `CommitElement`."""
     counts: list[Count] = []
     staged: list[Staged] = []
-    checks: dict[str, list[Any]] = {}
+    checks: list[bytes] = []
     schemas: dict[str, tuple[tuple[str, str], ...]] = {}
-    spans: list[tuple[str, Any, bool]] = []
+    spans: list[SourceSpans] = []
     for element in elements:
-        if element is None:
-            continue
-        if len(element) == 5:
-            counts.append(tuple(element))
-        elif element[0] == FILE:
-            staged.append(Staged(*element[1:]))
-        elif element[0] == CHECK:
-            checks.setdefault(element[1], []).append(element[2])
-        elif element[0] == SPAN:
-            spans.append(tuple(element[1:]))
-        elif element[0] == SCHEMA:
-            schemas[element[1]] = tuple(tuple(c) for c in element[2])
-        else:
-            raise TypeError(
-                f"Commit: an element is a count of 5 values, or starts with 'file', 'schema', 'check' or 'span'; got {element!r:.200}"
-            )
-    return Inbox(
-        tuple(counts),
-        tuple(sorted(staged, key=lambda s: (s.output, s.partition, s.path))),
-        {n: tuple(s) for n, s in checks.items()},
-        schemas,
-        tuple(spans),
-    )
+        match element:
+            case None:
+                pass
+            case (_, _, _, _, _):
+                counts.append(element)
+            case Staged():
+                staged.append(element)
+            case CheckState():
+                checks.append(element.state)
+            case SourceSpans():
+                spans.append(element)
+            case Columns():
+                schemas[element.output] = element.columns
+            case _:
+                raise TypeError(
+                    f"Commit: got {element!r:.200}; expected a count (unit, source, outcome, detail, rows), Staged, Columns, CheckState or SourceSpans"
+                )
+    return Inbox(tuple(counts), tuple(sorted(staged, key=lambda s: (s.output, s.partition, s.path))), tuple(checks), schemas, tuple(spans))
 
 
 def _fail(run: RunInfo, outputs: Sequence[Output], record: RunResults, inbox: Inbox, before: RunResults | None) -> RunResults:

@@ -19,10 +19,11 @@ import gzip
 import shutil
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from beam_pipelines.commit_elements import Staged
 from beam_pipelines.errors import SinkError
 from beam_pipelines.places import (
     StagedFileGoneError,
@@ -46,45 +47,17 @@ from beam_pipelines.places import (
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.changes import change_of, check_layout
 from beam_pipelines.sinks.claims import claim, expect_held, holders, release, stale
-from beam_pipelines.sinks.inventory import Stock, after_run, forget_inventories, read_inventory, write_inventory
+from beam_pipelines.sinks.inventory import after_run, forget_inventories, read_inventory, write_inventory
 from beam_pipelines.sinks.loads import Loading, Table, loading_of
-from beam_pipelines.sinks.manifest import Change, Commit, Merge, Snapshot
+from beam_pipelines.sinks.manifest import Change, CommitEntry, Merge, Snapshot
 from beam_pipelines.sinks.results import OutputResult, RunResults, find_run, write_run
 from beam_pipelines.sinks.run import Output, RunInfo, check_outputs, staging_of
+from beam_pipelines.sinks.work import Work
 
 _TRIES = 20
 _DECIDING = threading.Lock()
 KEPT_PLACES = 50
 """Places of one output that a state remembers besides the current one."""
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A closed file that waits for the commit; `path` is full, `partition` its directory in the output."""
-
-    output: str
-    partition: str
-    path: str
-    rows: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run brings to its commit. `sources` are those it read; `letters` those it has dead letters of; `schemas` names and SQL types of
-    the columns of each output; `headers` the first line of merged text files. `since`: arrivals before it were not read.
-    `stock`: which files were."""
-
-    run: RunInfo
-    outputs: tuple[Output, ...]
-    staged: tuple[Staged, ...]
-    record: RunResults
-    sources: Collection[str] = ()
-    letters: Collection[str] = ()
-    schemas: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
-    headers: Mapping[str, bytes] = field(default_factory=dict)
-    since: int | None = None
-    stock: Stock | None = None
 
 
 def prepare(outputs: Sequence[Output], run: RunInfo) -> None:
@@ -171,7 +144,7 @@ def commit_steps(work: Work) -> Iterator[str]:
     yield "release"
 
 
-def carry_out(state: str, decided: Commit) -> Iterator[str]:
+def carry_out(state: str, decided: CommitEntry) -> Iterator[str]:
     """Makes a decided commit real; repeating it from the start at any point gives the same. Raises StagedFileGoneError before anything old is deleted."""
     for name, change in decided.changes.items():
         for _ in each(decided.snapshots[name].folder, move, change.moves):
@@ -195,14 +168,14 @@ def carry_out(state: str, decided: Commit) -> Iterator[str]:
     yield from _done(state, decided)
 
 
-def _done(state: str, decided: Commit) -> Iterator[str]:
+def _done(state: str, decided: CommitEntry) -> Iterator[str]:
     manifest.mark_done(state, decided.number)
     manifest.forget_old(state)
     forget_inventories(state, decided.number, decided.inventory)
     yield "done"
 
 
-def finish(state: str, decided: Commit) -> Iterator[str]:
+def finish(state: str, decided: CommitEntry) -> Iterator[str]:
     """Carries out a commit that a run before decided; where a staged file of it is gone, takes it back. Raises SinkError where what was before is gone too."""
     try:
         yield from carry_out(state, decided)
@@ -211,7 +184,7 @@ def finish(state: str, decided: Commit) -> Iterator[str]:
             yield from _take_back(state, decided, error)
 
 
-def _take_back(state: str, lost: Commit, error: StagedFileGoneError) -> Iterator[str]:
+def _take_back(state: str, lost: CommitEntry, error: StagedFileGoneError) -> Iterator[str]:
     """Decides that all is as before `lost`, and carries that out; again, it finds what was decided."""
     found = find_run(state, lost.run_id)
     if found is not None and found.status == "success":  # all was in its place: somebody has deleted a file of an output since
@@ -242,7 +215,7 @@ def _take_back(state: str, lost: Commit, error: StagedFileGoneError) -> Iterator
     yield from _done(state, lost)
 
 
-def _expect_old_files(state: str, lost: Commit, before: Commit | None, error: StagedFileGoneError) -> None:
+def _expect_old_files(state: str, lost: CommitEntry, before: CommitEntry | None, error: StagedFileGoneError) -> None:
     """Raises SinkError where files that `lost` was to replace are gone: there is nothing to go back to."""
     for name, change in lost.changes.items():
         old = None if before is None else before.at(name, lost.snapshots[name].path)
@@ -256,7 +229,7 @@ def _expect_old_files(state: str, lost: Commit, before: Commit | None, error: St
             ) from error
 
 
-def _as_before(lost: Commit, before: Commit | None, newest: Commit, error: StagedFileGoneError) -> Commit:
+def _as_before(lost: CommitEntry, before: CommitEntry | None, newest: CommitEntry, error: StagedFileGoneError) -> CommitEntry:
     """The commit after `newest` in which the outputs that `lost` changed are as they were `before`."""
     number, known, old = newest.number + 1, _places(before) | _places(newest, but=lost.number), {} if before is None else before.snapshots
     current = {name: s if s.version != lost.number else old.get(name) for name, s in newest.snapshots.items()}
@@ -273,10 +246,12 @@ def _as_before(lost: Commit, before: Commit | None, newest: Commit, error: Stage
         inventory = newest.inventory
     failure = f"its commit was taken back, since a staged file was gone: {error.source}"
     record = replace(lost.record, status="failed", failures=(failure,), outputs=())
-    return Commit(number, lost.run_id, snapshots, changes, record, elsewhere=_elsewhere(known.values(), snapshots), inventory=inventory)
+    return CommitEntry(
+        number, lost.run_id, snapshots, changes, record, elsewhere=_elsewhere(known.values(), snapshots), inventory=inventory
+    )
 
 
-def _places(commit: Commit | None, *, but: int = 0) -> dict[tuple[str, str], Snapshot]:
+def _places(commit: CommitEntry | None, *, but: int = 0) -> dict[tuple[str, str], Snapshot]:
     """By output and path, each place as the commit knows it, without those of the version `but`."""
     return {(s.output, s.path.rstrip("/")): s for s in (commit.places if commit is not None else ()) if s.version != but}
 
@@ -316,7 +291,7 @@ def _without_table(work: Work) -> frozenset[str]:
     return frozenset(name for name, table, columns in tables if not fits(table, columns))
 
 
-def _decide(work: Work, without_table: frozenset[str]) -> Commit:
+def _decide(work: Work, without_table: frozenset[str]) -> CommitEntry:
     state, mine = work.run.state, {o.path for o in work.outputs}
     for _ in range(_TRIES):
         newest = manifest.latest(state)  # before the look at what is unfinished: one that is decided later has its number
@@ -348,7 +323,7 @@ def _expect_whole(work: Work) -> None:
     """Raises SinkError where the run does not hold its outputs any more, or a staged file is gone: once decided, the commit must be possible."""
     expect_held(work.outputs, work.run)
     for output in work.outputs:
-        staged = [s.path for s in work.staged if s.output == output.name]
+        staged = [s.path for s in work.staged_of(output)]
         gone = missing(staged, staging_of(output, work.run)) if staged else []
         if gone:
             release(work.outputs, work.run)  # nobody may be there any more to do it: what is gone will not come back
@@ -358,28 +333,23 @@ def _expect_whole(work: Work) -> None:
             )
 
 
-def _plan(work: Work, newest: Commit | None, without_table: frozenset[str]) -> Commit:
+def _plan(work: Work, newest: CommitEntry | None, without_table: frozenset[str]) -> CommitEntry:
     number = 1 if newest is None else newest.number + 1
     snapshots: dict[str, Snapshot] = {} if newest is None else dict(newest.snapshots)
     before = {o.name: None if newest is None else newest.at(o.name, o.path) for o in work.outputs}
     changes: dict[str, Change] = {}
     results: list[OutputResult] = []
     for output in work.outputs:
-        mine = tuple(s for s in work.staged if s.output == output.name)
-        snapshot, change = change_of(
-            output, before[output.name], [(s.partition, s.path, s.rows, s.bytes) for s in mine], run=work.run, number=number,
-            sources=work.sources, letters=work.letters, schema=work.schemas.get(output.name, ()), header=work.headers.get(output.name, b""),
-            since=work.since,
-        )  # fmt: skip
+        snapshot, change = change_of(output, before[output.name], work, number)
         if output.table is not None and snapshot.schema:
             loading = _loading(
                 output.table, None if output.name in without_table else before[output.name], snapshot, commit=f"{work.run.run_id}/{number}"
             )
             snapshot, change = replace(snapshot, table=output.table.name), replace(change, loading=loading)
         snapshots[output.name], changes[output.name] = snapshot, change
-        results.append(_result(output, mine, change))
+        results.append(_result(output, work.staged_of(output), change))
     record = replace(work.record, outputs=tuple(results))
-    return Commit(
+    return CommitEntry(
         number, work.run.run_id, snapshots, changes, record, elsewhere=_elsewhere(() if newest is None else newest.places, snapshots),
         inventory=_inventory(work, newest, number),
     )  # fmt: skip
@@ -396,7 +366,7 @@ def _loading(table: Table, old: Snapshot | None, new: Snapshot, *, commit: str) 
     return loading_of(table, commit=commit, columns=new.schema, files=files, changed=sorted({partition for partition, _ in differing}))
 
 
-def _inventory(work: Work, newest: Commit | None, number: int) -> str:
+def _inventory(work: Work, newest: CommitEntry | None, number: int) -> str:
     """The name of the account of files after this commit."""
     name = "" if newest is None else newest.inventory
     if work.stock is None:
@@ -466,7 +436,7 @@ def _sweep(output: Output, run: RunInfo) -> None:
             delete_tree(folder)
 
 
-def _sources(decided: Commit) -> Iterator[str]:
+def _sources(decided: CommitEntry) -> Iterator[str]:
     """The staged files that a commit is made of."""
     for change in decided.changes.values():
         yield from (source for source, _ in change.moves)

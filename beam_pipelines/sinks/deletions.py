@@ -153,7 +153,7 @@ def _sum(group: Sequence[Deleted]) -> Deleted:
     return replace(group[-1], rows=rows, files=files, bytes=size, until=max(d.until for d in group), at=max(d.at for d in group))
 
 
-def settle(state: str, folders: Iterable[str]) -> Iterator[Step]:
+def finish_deletions(state: str, folders: Iterable[str]) -> Iterator[Step]:
     """Brings to its end what a call left that died: what is on record is deleted, other files get back their names."""
     account = read_account(state)
     for folder in folders:

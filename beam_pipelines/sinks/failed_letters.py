@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from beam_pipelines.commit_elements import Staged
 from beam_pipelines.places import delete_tree, each, exists, join, list_folders, move
 from beam_pipelines.sinks.changes import INPROGRESS
-from beam_pipelines.sinks.committing import Staged, merge_parts
+from beam_pipelines.sinks.committing import merge_parts
 from beam_pipelines.sinks.manifest import LiveFile, Merge, Snapshot
 from beam_pipelines.sinks.resolutions import LETTER_TYPES, with_failures
 from beam_pipelines.sinks.results import KeptLetters
@@ -18,7 +19,7 @@ from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.spec.sinks import LETTERS
 
-KEPT_RUNS = 5
+KEPT_FAILED_RUNS = 5
 """Runs that failed whose letters are kept, of each output."""
 FAILED = ".failed"
 """Folder of such letters, and ending of their files: readers that look into dot folders too must not take them for the output's."""
@@ -51,7 +52,7 @@ def keep_letters(outputs: Sequence[Output], staged: Iterable[Staged], run: RunIn
 
 def forget_older(kept: KeptLetters) -> None:
     """Deletes the letters of all but the newest failures, these among them, whether those are on record or not."""
-    for old in sorted(set(list_folders(kept.folder)) - _failures(kept))[: 1 - KEPT_RUNS]:
+    for old in sorted(set(list_folders(kept.folder)) - _failures(kept))[: 1 - KEPT_FAILED_RUNS]:
         delete_tree(join(kept.folder, old))
 
 

@@ -1,7 +1,7 @@
 """Files of one output on one worker: rows buffered by partition, written in groups, closed near a size. No Beam.
 
     batch ─▶ split by partition ─▶ buffer ─▶ row group ─▶ file ─▶ Closed
-                └─ Refused (a value that is no directory name)
+                └─ RefusedRows (a value that is no directory name)
 
 Bounds: bytes buffered over all partitions, files open at once (the least recently used is closed), bytes per file. Names are unique to
 the attempt, so a retried bundle never meets its first attempt's files.
@@ -76,7 +76,7 @@ class Closed(NamedTuple):
     sources: dict[str, int]
 
 
-class Refused(NamedTuple):
+class RefusedRows(NamedTuple):
     """Rows that cannot be written, and why."""
 
     rows: pa.RecordBatch
@@ -115,16 +115,16 @@ class Files:
         """The columns a reader finds, once a batch was seen: those in the files and those in the directory names."""
         return self._columns
 
-    def write(self, batch: pa.RecordBatch) -> list[Refused]:
+    def write(self, batch: pa.RecordBatch) -> list[RefusedRows]:
         """Takes the rows of `batch`; those that cannot be written come back."""
         self._look(batch)
-        back: list[Refused] = []
+        back: list[RefusedRows] = []
         for values, rows in split(batch, self._layout.by):
             part = self._parts.get(values)
             if part is None:
                 why = refusal(values, self._layout.by)
                 if why:
-                    back.append(Refused(rows, why))
+                    back.append(RefusedRows(rows, why))
                     continue
                 part = self._parts[values] = _Part(directory(values, self._layout.by))
             self._add(part, rows)

@@ -8,12 +8,13 @@ changed, or is gone. A run over everything owes nothing; a run over a range pays
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from beam_pipelines.arrow.ranges import Range, minus, union, widened
+from beam_pipelines.commit_elements import SourceSpans
 from beam_pipelines.places import delete, join, list_files, read_bytes, write_bytes
 
 _KEPT = 50
@@ -99,15 +100,15 @@ def _elsewhere(known: FileState | None, listed: FileState, near: Range) -> bool:
     return known is not None and known.same_as(listed) and not any(start < near.end and near.start < end for start, end in known.spans)
 
 
-def with_spans(listed: Mapping[str, FileState], spans: Iterable[tuple[str, Sequence[tuple[int, int]], bool]]) -> dict[str, FileState]:
+def with_spans(listed: Mapping[str, FileState], spans: Iterable[SourceSpans]) -> dict[str, FileState]:
     """The files with the times that were found in each."""
     found: dict[str, list[tuple[int, int]]] = {path: [] for path in listed}
     undated: set[str] = set()
-    for path, ranges, without in spans:
-        if path in found:
-            found[path] += [(int(start), int(end)) for start, end in ranges]
-            if without:
-                undated.add(path)
+    for of in spans:
+        if of.source in found:
+            found[of.source] += of.spans
+            if of.undated:
+                undated.add(of.source)
     return {
         path: replace(state, spans=tuple((r.start, r.end) for r in union(found[path])), undated=path in undated)
         for path, state in listed.items()

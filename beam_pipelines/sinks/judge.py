@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,8 +12,6 @@ from beam_pipelines.arrow.run_checks import RunChecks
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.sinks.ledger import Ledger
 from beam_pipelines.sinks.results import CheckResult
-
-_RUN = "run"
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class JudgeRun:
     checks: tuple[Check, ...]
     started_at: str
 
-    def __call__(self, states: Mapping[str, Sequence[bytes]], ledger: Ledger) -> list[CheckResult]:
+    def __call__(self, states: Sequence[bytes], ledger: Ledger) -> list[CheckResult]:
         rows = [_by_row(check, ledger) for check in self.checks if check.per_row]
-        return rows + self._over_many(states.get(_RUN, ()))
+        return rows + self._over_many(states)
 
     def _over_many(self, states: Sequence[bytes]) -> list[CheckResult]:
         checks = RunChecks(tuple(c for c in self.checks if not c.per_row))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from beam_pipelines.arrow.counts import Count
 from beam_pipelines.sinks.run import TOMBSTONES, Output
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 DEAD_AT_SINK = "write:SINK@"
 """Prefix of the detail of rows that one sink refused; its name follows. Other sinks may have written them."""
@@ -48,7 +49,7 @@ class Line:
     def missing(self, output: Output) -> int:
         """Rows read that left by no door of `output`; negative: rows that left twice."""
         before = self.dead + self.duplicate + self.filtered + self.outside
-        if output.of == "rows":
+        if output.of == ROWS:
             return self.read - before - self.written.get(output.name, 0) - self.refused.get(output.name, 0)
         late = self.late.get(output.of, 0) + self.late_outside.get(output.of, 0)
         return self.read - before + self.beside - self.aggregated.get(output.of, 0) - late
@@ -182,7 +183,7 @@ def _imbalances(lines: Sequence[Line], outputs: Sequence[Output], letters: int) 
     for output in outputs:
         if output.of == TOMBSTONES:
             continue  # of rows that are counted as duplicates
-        if output.of == "dead_letters":
+        if output.of == LETTERS:
             stored = sum(line.written.get(output.name, 0) for line in lines)
             if stored != letters:
                 yield Imbalance(
@@ -191,17 +192,17 @@ def _imbalances(lines: Sequence[Line], outputs: Sequence[Output], letters: int) 
             continue
         for line in lines:
             missing = line.missing(output)
-            if missing and (line.source or line.read or output.of == "rows"):
+            if missing and (line.source or line.read or output.of == ROWS):
                 yield Imbalance(output.name, line.source, missing, _sentence(line, output, missing))
 
 
 def _sentence(line: Line, output: Output, missing: int) -> str:
     doors = {"written": line.written.get(output.name, 0), "dead": line.dead + line.refused.get(output.name, 0)}
-    if output.of != "rows":
+    if output.of != ROWS:
         doors = {"aggregated": line.aggregated.get(output.of, 0), "late": line.late.get(output.of, 0), "dead": line.dead}
     doors |= {"duplicate": line.duplicate, "filtered": line.filtered}
     if line.outside:
-        doors["outside the range"] = line.outside - (0 if output.of == "rows" else line.beside - line.late_outside.get(output.of, 0))
+        doors["outside the range"] = line.outside - (0 if output.of == ROWS else line.beside - line.late_outside.get(output.of, 0))
     sums = " + ".join(f"{n} {word}" for word, n in doors.items())
     what = f"{missing} rows vanished" if missing > 0 else f"{-missing} rows too many"
     return f"{output.name}, source {line.source or '(none)'}: {line.read} read, but {sums}: {what}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.results import RunResults, find_run
+from beam_pipelines.spec.sinks import LETTERS
 
 _RUNS = 200  # whose records are read
 
@@ -40,7 +41,7 @@ def leftovers(state: str, record: RunResults) -> tuple[Leftover, ...]:
     old: dict[str, bool] = {}
     found = []
     for name, snapshot in manifest.snapshots(state, {n: o.path for n, o in written.items()}).items():
-        if name not in written or snapshot.of == "dead_letters" or not snapshot.partitions:
+        if name not in written or snapshot.of == LETTERS or not snapshot.partitions:
             continue
         mine = set(written[name].partitions)
         left = {f.partition: f.run_id for f in snapshot.files if f.run_id != record.metadata.run_id and f.partition not in mine}

@@ -51,7 +51,7 @@ class Committed:
 
 
 @dataclass(frozen=True)
-class Settled:
+class SupersededLetters:
     """A run has read its sources again: earlier dead letters are superseded where they are of `sources` (a key of `Snapshot.source_sets`), of an
     event time in [start, end) or of none, and arrived at `since` or later (None: ever). Earlier are those of a lower version
     (`Snapshot.said_in`), and those that a stream stored before `as_of`, when the run listed its input."""
@@ -90,7 +90,7 @@ class Snapshot:
     clock: Clock | None = None
     ranges: tuple[Committed, ...] = ()
     said_in: Mapping[str, int] = field(default_factory=dict)
-    settled: tuple[Settled, ...] = ()
+    settled: tuple[SupersededLetters, ...] = ()
     source_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layouts: Mapping[str, str] = field(default_factory=dict)
     table: str = ""
@@ -136,7 +136,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Commit:
+class CommitEntry:
     """One decided commit: all outputs as they will be, how to get there for those that change, and the run's record.
 
     `elsewhere` are outputs of the same names as runs with other parameters wrote them to other places: each place is an output of its own.
@@ -181,13 +181,13 @@ def _numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
 
-def read_commit(state: str, number: int) -> Commit | None:
+def read_commit(state: str, number: int) -> CommitEntry | None:
     """The commit, or None if it is not kept."""
     content = read_bytes(_path(state, number))
-    return None if content is None else msgspec.json.decode(content, type=Commit)
+    return None if content is None else msgspec.json.decode(content, type=CommitEntry)
 
 
-def decide(state: str, commit: Commit) -> bool:
+def decide(state: str, commit: CommitEntry) -> bool:
     """Creates the commit under its number; False if another run took the number first."""
     return create_new(_path(state, commit.number), msgspec.json.encode(commit))
 
@@ -207,7 +207,7 @@ def mark_done(state: str, number: int) -> None:
     write_bytes(done_path(state, number), b"")
 
 
-def unfinished(state: str) -> Iterator[Commit]:
+def unfinished(state: str) -> Iterator[CommitEntry]:
     """Commits that were decided and not carried out, oldest first."""
     names = set(list_files(folder(state)))
     for number in _numbers(names):
@@ -226,7 +226,7 @@ def forget_old(state: str, keep: int = KEPT_COMMITS) -> None:
             delete(done_path(state, number))
 
 
-def latest(state: str) -> Commit | None:
+def latest(state: str) -> CommitEntry | None:
     """The newest commit, carried out or not."""
     known = numbers(state)
     return read_commit(state, known[-1]) if known else None

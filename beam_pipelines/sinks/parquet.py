@@ -25,7 +25,7 @@ from beam_pipelines.sinks.files import FileWriter
 from beam_pipelines.sinks.loads import Table
 from beam_pipelines.sinks.run import Clock, Output, RunInfo
 from beam_pipelines.sinks.write import Masking, Write, layout_of
-from beam_pipelines.spec.sinks import ParquetSink
+from beam_pipelines.spec.sinks import ROWS, ParquetSink
 
 _SAMPLE = 4096
 _REPEATS = 8  # a dictionary pays where a value occurs this often in the sample on average
@@ -198,7 +198,7 @@ class WriteParquet(Write):
 
     def __init__(
         self, sink: ParquetSink, *, label: str, run: RunInfo, provenance: bool = True, event_time: str | None = None, key: Sequence[str] = (),
-        replace: str | None = None, masking: Masking | None = None, of: str = "rows", table: Table | None = None,
+        replace: str | None = None, masking: Masking | None = None, of: str = ROWS, table: Table | None = None,
     ) -> None:  # fmt: skip
         by = tuple(parse_partition(p) for p in sink.partition_by)
         output = Output(

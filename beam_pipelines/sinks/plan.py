@@ -19,7 +19,7 @@ from beam_pipelines.sinks.tombstones import tombstones_of
 from beam_pipelines.sinks.write import Masking, Write
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.secrets import resolve_secret
-from beam_pipelines.spec.sinks import LETTERS, ParquetSink, Sink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, ParquetSink, Sink
 
 
 def writes_of(spec: PipelineSpec, run: RunInfo) -> list[Write]:
@@ -36,7 +36,7 @@ def publishes_of(spec: PipelineSpec, run: RunInfo) -> list[Publish]:
     return [
         Publish(
             sink.pubsub, label=label, of=sink.from_, run=run, masking=_masking(spec, sink),
-            event_time=spec.contract.event_time if sink.from_ == "rows" else "_window_start", key=spec.contract.key,
+            event_time=spec.contract.event_time if sink.from_ == ROWS else "_window_start", key=spec.contract.key,
         )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
         if sink.from_ != LETTERS and sink.pubsub is not None
@@ -58,8 +58,8 @@ def appends_of(spec: PipelineSpec, run: RunInfo) -> dict[str, AppendToBigQuery]:
     return {
         label: AppendToBigQuery(
             sink.bigquery, label=label, of=sink.from_, run=run, masking=_masking(spec, sink),
-            event_time=spec.contract.event_time if sink.from_ == "rows" else "_window_start",
-            key=spec.contract.key if sink.from_ == "rows" else spec.aggregates[sink.from_].group_by, versions=spec.deduplicate,
+            event_time=spec.contract.event_time if sink.from_ == ROWS else "_window_start",
+            key=spec.contract.key if sink.from_ == ROWS else spec.aggregates[sink.from_].group_by, versions=spec.deduplicate,
             required=table.required, descriptions=table.descriptions,
         )
         for sink, label in zip(spec.sinks, labels_of(spec), strict=True)
@@ -116,7 +116,7 @@ def buries(spec: PipelineSpec, run: RunInfo) -> bool:
 
 
 def _write(spec: PipelineSpec, sink: Sink, label: str, run: RunInfo) -> Write:
-    rows = sink.from_ == "rows"
+    rows = sink.from_ == ROWS
     provenance = rows and (sink.provenance or spec.provenance) == "on"
     masking = _masking(spec, sink)
     destination = sink.destination
@@ -145,7 +145,7 @@ def _table(spec: PipelineSpec, sink: Sink) -> Table | None:
     if bigquery is None:
         return None
     by = table_partition(bigquery.partition_by)
-    columns = spec.contract.columns if sink.from_ == "rows" else {}
+    columns = spec.contract.columns if sink.from_ == ROWS else {}
     return Table(
         bigquery.table, column=by.column, unit=by.transform, bounds=by.bounds, cluster_by=bigquery.cluster_by,
         required=tuple(name for name, column in columns.items() if column.required and name in _as_conformed(spec)),
@@ -169,7 +169,7 @@ def _as_conformed(spec: PipelineSpec) -> set[str]:
 def _masking(spec: PipelineSpec, sink: Sink) -> Masking | None:
     """Sensitive columns of what the sink takes, also under new names and in what is computed from them."""
     how = sensitive_columns(spec.contract, spec.transform)
-    if sink.from_ != "rows":
+    if sink.from_ != ROWS:
         how = sensitive_panes(spec.aggregates[sink.from_], how)
     return Masking(how, _hmac_key(spec)) if how else None
 

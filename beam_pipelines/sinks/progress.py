@@ -4,14 +4,15 @@
 
 Beam lets a timer for time T fire only when everything that arrived before T has gone through all stages before it, and a sink's bundle is done
 only when its files are on disk. So, when the timer fires: every row that arrived before T is in the sinks, or in a window still open. Two things are kept count of in this process
-besides (`durable`): windows that were due before T and whose timer is later, and messages that came from behind the watermark.
+besides (`durable`): windows that were due before T and whose timer is later, and messages that came from behind the watermark. Where sources run in several processes each
+tells of its messages (`sources.pubsub_reports`), and no timer is later than MOST_AHEAD, which is taken off.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.coders import BooleanCoder
@@ -24,19 +25,29 @@ from beam_pipelines.places import is_local
 from beam_pipelines.sinks.reached import Reached, write_progress
 
 _TICK_MICROS = 1_000_000
+MOST_AHEAD = 60_000_000
+"""Microseconds of the arrival clock by which a timer may be late where sources run in several processes."""
 _EVERY_S = 0.5  # of writing it down; the launcher writes the last one
 _EVERY_AWAY_S = 2.0  # at a URL: object stores refuse one object more than a write a second, and charge each
+
+
+class Together(Protocol):
+    """The processes in which the sources run: `sources.pubsub_reports.Together`."""
+
+    def heed(self) -> None: ...
+
+    def behind(self, watermark_micros: int) -> int | None: ...
 
 
 class Progress(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Writes down the watermark behind all that is given: PCollections of anything the sinks emit when something is stored.
 
-    `began_micros` is how far the starts before had come: this one never says less.
+    `began_micros` is how far the starts before had come: this one never says less. `together`: the sources run in several processes, each of which keeps count of its own (`durable`).
     """
 
-    def __init__(self, state: str, epoch: int, *, began_micros: int | None = None) -> None:
+    def __init__(self, state: str, epoch: int, *, began_micros: int | None = None, together: Together | None = None) -> None:
         super().__init__()
-        self._write_down = _WriteDown(state, epoch, began_micros)
+        self._write_down = _WriteDown(state, epoch, began_micros, together)
 
     def expand(self, stored: Any) -> beam.PCollection:
         one_key = beam.ParDo(_OneKey()).with_output_types(tuple[str, bool])
@@ -71,8 +82,8 @@ class _WriteDown(beam.DoFn):  # type: ignore[misc]
     PENDING = ReadModifyWriteStateSpec("pending", BooleanCoder())
     TICK = TimerSpec("tick", TimeDomain.WATERMARK)
 
-    def __init__(self, state: str, epoch: int, began_micros: int | None) -> None:
-        self._state, self._epoch, self._began = state, epoch, began_micros
+    def __init__(self, state: str, epoch: int, began_micros: int | None, together: Together | None) -> None:
+        self._state, self._epoch, self._began, self._together = state, epoch, began_micros, together
         self._reached = began_micros
         self._written_s = 0.0
         self._every_s = _EVERY_S if is_local(state) else _EVERY_AWAY_S
@@ -91,10 +102,19 @@ class _WriteDown(beam.DoFn):  # type: ignore[misc]
     @on_timer(TICK)  # type: ignore[untyped-decorator]  # Beam ships no types
     def _tick(self, timestamp: Any = beam.DoFn.TimestampParam, pending: Any = beam.DoFn.StateParam(PENDING)) -> None:
         pending.clear()
+        if self._together is not None:
+            self._together.heed()
         now = time.monotonic()
         if draining.cut_short(timestamp.micros) or now - self._written_s < self._every_s:
             return
-        through_ms, shown = durable.all_through(timestamp.micros), durable.all_shown(timestamp.micros)
-        if self._reached is None or shown > self._reached:
+        through_ms, shown = self._account(timestamp.micros)
+        if through_ms is not None and (self._reached is None or shown > self._reached):
             write_progress(self._state, self._epoch, Reached(shown, self._began, through_ms))
             self._reached, self._written_s = shown, now
+
+    def _account(self, watermark_micros: int) -> tuple[int | None, int]:
+        """The moment before which everything that was stored is in the sinks, None where it is not known, and up to which arrival all is shown that was due."""
+        if self._together is None:
+            return durable.all_through(watermark_micros), durable.all_shown(watermark_micros)
+        self._written_s = time.monotonic()  # there are files to read and to write also where nothing is written down
+        return self._together.behind(watermark_micros), watermark_micros - MOST_AHEAD

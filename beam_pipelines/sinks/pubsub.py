@@ -38,7 +38,7 @@ from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.speed import DOOR, Stored
 from beam_pipelines.sinks.text import json_objects, plain_text
 from beam_pipelines.sinks.write import COUNTS, DEAD, Masking, Written, refused_letters
-from beam_pipelines.spec.sinks import LETTERS, PubsubSink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, PubsubSink
 
 PUBLISHED = "published"
 _ROWS = 20_000  # rows turned into text at once
@@ -73,7 +73,7 @@ class Publish(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """
 
     def __init__(
-        self, sink: PubsubSink, *, label: str, run: RunInfo, of: str = "rows", masking: Masking | None = None, event_time: str | None = None,
+        self, sink: PubsubSink, *, label: str, run: RunInfo, of: str = ROWS, masking: Masking | None = None, event_time: str | None = None,
         key: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
@@ -207,7 +207,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
             add(content, attributes, (number, row), ordering_key=(keys[row] or "") if keys is not None else "")
 
     def _data(self, shown: pa.RecordBatch) -> list[bytes]:
-        columns = [n for n in shown.schema.names if n not in _NOT_WRITTEN or self._messages.output.of != "rows"]
+        columns = [n for n in shown.schema.names if n not in _NOT_WRITTEN or self._messages.output.of != ROWS]
         content = shown.select(columns)
         if self._messages.output.of == LETTERS:
             raw = content.column("raw")
@@ -224,7 +224,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
     def _attributes(self, batch: pa.RecordBatch, shown: pa.RecordBatch) -> dict[str, list[str | None]]:
         """Each attribute's values, row by row; None is no attribute."""
         of = self._messages.output.of
-        own = _OF_ROWS if of == "rows" else _OF_LETTERS if of == LETTERS else _OF_PANES
+        own = _OF_ROWS if of == ROWS else _OF_LETTERS if of == LETTERS else _OF_PANES
         found: dict[str, list[str | None]] = {"output": [self._messages.output.name] * batch.num_rows}
         found |= {name: plain_text(batch.column(c)).to_pylist() for name, c in own.items() if c in batch.schema.names}
         gone = _gone(batch)

@@ -59,12 +59,13 @@ def begin(state: str, epoch: int) -> Reached:
     Never past now: what no message can have said would be a start from which nothing is replayed, and no window shown.
     """
     earlier = {number: reached for number, reached in starts(state).items() if number < epoch}
-    before = _until_now(earlier[max(earlier)]) if earlier else Reached()
+    before = until_now(earlier[max(earlier)]) if earlier else Reached()
     write_progress(state, epoch, Reached(before.watermark_micros, before.watermark_micros, before.through_ms))
     return before
 
 
-def _until_now(reached: Reached) -> Reached:
+def until_now(reached: Reached) -> Reached:
+    """The same with a watermark no later than now."""
     now = time.time_ns() // 1_000
     if reached.watermark_micros is None or reached.watermark_micros <= now:
         return reached

@@ -20,18 +20,19 @@ import pyarrow as pa
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.places.sql import reading
 from beam_pipelines.sinks.manifest import Snapshot, snapshots
-from beam_pipelines.sinks.resolutions import about_sql, resolve, unsettled_sql
+from beam_pipelines.sinks.resolutions import about_sql, resolve, unresolved_sql
 from beam_pipelines.sinks.results import RunResults, list_runs
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE
 from beam_pipelines.sinks.views import select_sql
+from beam_pipelines.spec.sinks import LETTERS
 
 Record = tuple[str, int, str]
 """Source, position, and the aggregate that a letter is about ("": the row itself)."""
 
 
-def settle(state: str, places: Mapping[str, str] | None = None) -> None:
+def resolve_replayed(state: str, places: Mapping[str, str] | None = None) -> None:
     """Resolves what can be. Raises SinkError where the state folder refuses."""
-    sql = unsettled_sql(state)
+    sql = unresolved_sql(state)
     if sql is None:
         return
     with _connected(sql) as connection:
@@ -47,7 +48,7 @@ def refused_by(state: str, run_id: str, places: Mapping[str, str] | None = None)
     """The records that a batch run refused, as far as its letters are still the newest."""
     found: set[Record] = set()
     for snapshot in snapshots(state, places).values():
-        if snapshot.of == "dead_letters" and snapshot.files:
+        if snapshot.of == LETTERS and snapshot.files:
             with _connected(snapshot.folder) as connection:
                 of = f"CASE WHEN stage = '{AT_AGGREGATE}' THEN {about_sql(nested=_nested(snapshot))} ELSE '' END"
                 letters = f"SELECT DISTINCT source, position, {of} FROM ({select_sql(snapshot)}) WHERE run_id = {literal(run_id)}"
@@ -98,7 +99,7 @@ def _record(taken: pa.Table, row: int) -> Record:
 
 def still_open(state: str, replay: str) -> int:
     """How many letters that this replay took up are open."""
-    sql = unsettled_sql(state)
+    sql = unresolved_sql(state)
     if sql is None:
         return 0
     with _connected(sql) as connection:

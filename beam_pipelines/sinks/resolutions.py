@@ -33,6 +33,7 @@ from beam_pipelines.arrow.schema import DEAD_LETTERS, STORED_AT, UTC_MICROS
 from beam_pipelines.places import create_new, exists, join, list_files, local
 from beam_pipelines.sinks.outputs import StreamOutputs, read_outputs
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, AT_SINK, doors_scan, letters_scan, scan
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 _NONE = "none"
 OPEN, REPLAYED, DISCARDED, READ_AGAIN = "open", "replayed", "discarded", "read again"
@@ -193,7 +194,7 @@ def sent_sql(state: str) -> str | None:
     )
 
 
-def unsettled_sql(state: str) -> str | None:
+def unresolved_sql(state: str) -> str | None:
     """A SELECT (TAKEN_UP, and `replay`) of what replays into the batch took up and no resolution has, each letter as the newest replay took it."""
     taken = _files(replays(state))
     if taken is None:
@@ -210,7 +211,7 @@ _OF_ROWS = f"stage NOT IN ('{AT_AGGREGATE}', '{AT_SINK}') AND position IS NOT NU
 
 
 def _letter_scans(state: str, outputs: StreamOutputs) -> list[str]:
-    return [found for o in outputs.outputs if o.of == "dead_letters" and (found := letters_scan(state, o)) is not None]
+    return [found for o in outputs.outputs if o.of == LETTERS and (found := letters_scan(state, o)) is not None]
 
 
 def _each_once(found: str) -> str:
@@ -222,7 +223,7 @@ def _door_parts(state: str, outputs: StreamOutputs) -> list[str]:
     parts = [
         f"SELECT _source::VARCHAR AS source, _position AS position, _run_id::VARCHAR AS run_id, {STORED_AT} AS moment FROM {found}"
         for o in outputs.outputs
-        if o.of == "rows" and (found := scan(o.folder)) is not None
+        if o.of == ROWS and (found := scan(o.folder)) is not None
     ]
     doors = doors_scan(state)
     return parts + ([] if doors is None else [f"SELECT source, position, NULL::VARCHAR AS run_id, {STORED_AT} AS moment FROM {doors}"])

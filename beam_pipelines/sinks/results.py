@@ -148,14 +148,6 @@ def write_run(state: str, results: RunResults) -> None:
     write_bytes(record_path(state, results.metadata.run_id), to_json(results))
 
 
-def read_run(state: str, run_id: str) -> RunResults:
-    """The record of a run. Raises RunError if there is none."""
-    found = find_run(state, run_id)
-    if found is None:
-        raise no_such_run(state, run_id)
-    return found
-
-
 def no_such_run(state: str, run_id: str) -> RunError:
     """What to say of an id that no run has."""
     return RunError(f"run '{run_id}': no such run in {join(state, 'runs')}.", hint="`query 'SELECT * FROM runs'` lists the runs.")

@@ -36,10 +36,11 @@ from beam_pipelines.sinks.files import Closed, Layout
 from beam_pipelines.sinks.outputs import write_columns
 from beam_pipelines.sinks.parquet import ParquetEncoder
 from beam_pipelines.sinks.run import Output, RunInfo
-from beam_pipelines.sinks.write import DEAD, FILE, StageFiles, Write, Writing, sql_schema
+from beam_pipelines.sinks.write import DEAD, FILES, StageFiles, Write, WriteSettings, sql_schema
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 DOOR = "doors"
-_STAMPED = frozenset({"rows", "dead_letters", DOOR})
+_STAMPED = frozenset({ROWS, LETTERS, DOOR})
 
 
 class Stored(NamedTuple):
@@ -60,8 +61,8 @@ class WriteSpeed(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     def expand(self, rows: beam.PCollection) -> Stored:
         store = beam.ParDo(StoreFiles(self.writing)).with_output_types(Any, dead=pa.RecordBatch, doors=pa.RecordBatch)
-        done = rows | "Store" >> store.with_outputs(DEAD, DOOR, main=FILE)
-        return Stored(done[FILE], done[DEAD], done[DOOR])
+        done = rows | "Store" >> store.with_outputs(DEAD, DOOR, main=FILES)
+        return Stored(done[FILES], done[DEAD], done[DOOR])
 
 
 class WriteSpeedLetters(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -86,11 +87,11 @@ class WriteDoors(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         super().__init__()
         folder = doors_folder(run.state)
         output = Output(DOOR, DOOR, folder)
-        self.writing = Writing(output, Layout(DOOR, folder, _ending(run)), ParquetEncoder(useful=("position",)), None, None)
+        self.writing = WriteSettings(output, Layout(DOOR, folder, _ending(run)), ParquetEncoder(useful=("position",)), None, None)
 
     def expand(self, doors: beam.PCollection) -> beam.PCollection:
-        done = doors | "Store" >> beam.ParDo(StoreFiles(self.writing)).with_outputs(DEAD, DOOR, main=FILE)
-        return done[FILE]
+        done = doors | "Store" >> beam.ParDo(StoreFiles(self.writing)).with_outputs(DEAD, DOOR, main=FILES)
+        return done[FILES]
 
 
 def write_no_doors(state: str) -> None:
@@ -102,10 +103,10 @@ def write_no_doors(state: str) -> None:
         create_new(path, out.getvalue())
 
 
-def _speeding(writing: Writing, run: RunInfo) -> Writing:
+def _speeding(writing: WriteSettings, run: RunInfo) -> WriteSettings:
     encoder = writing.encoder if isinstance(writing.encoder, ParquetEncoder) else ParquetEncoder()
     drop = writing.layout.drop - PROVENANCE_NAMES | {CHANGE}  # a reader tells rows apart by their provenance
-    constants = ((RUN_ID, run.run_id), (CONTRACT, run.contract)) if writing.output.of == "rows" else writing.layout.constants
+    constants = ((RUN_ID, run.run_id), (CONTRACT, run.contract)) if writing.output.of == ROWS else writing.layout.constants
     layout = replace(writing.layout, folder=writing.output.speed, ending=_ending(run), drop=drop, constants=constants)
     output = replace(writing.output, table=None)  # what that refuses was taken out where it is appended
     return replace(writing, output=output, layout=layout, encoder=encoder)
@@ -146,9 +147,8 @@ class StoreFiles(StageFiles):
             self._columns = columns
         for closed in self._files.close():
             path = put_in_place(closed)
-            metrics.count("rows_written" if self._writing.output.of == "rows" else f"{self._writing.output.of}_written", closed.rows)
-            value = (FILE, self._writing.output.name, closed.partition, path, closed.rows, closed.bytes)
-            yield WindowedValue(value, self._earliest, [GlobalWindow()])
+            metrics.count("rows_written" if self._writing.output.of == ROWS else f"{self._writing.output.of}_written", closed.rows)
+            yield WindowedValue(path, self._earliest, [GlobalWindow()])
 
 
 def _stamped(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -29,15 +29,16 @@ from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.settling import Settling
 from beam_pipelines.sinks.speed import WriteDoors, WriteSpeed, WriteSpeedLetters
 from beam_pipelines.sinks.speed_files import NOTES, alike, columns_of, folders_of, replaces, stored
-from beam_pipelines.sinks.write import Writing
+from beam_pipelines.sinks.write import WriteSettings
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sinks import ROWS
 
 FAN_IN = (24, 12)
 """How many live files of each level are merged at least; the last entry also for all higher levels."""
 _UNFINISHED = re.compile(r"(?:\.|part-[0-9a-f]{32}\.)(\d{6,})(?:-[0-9a-f]{20}|\.parquet)\.inprogress")
 
 
-def writings_of(spec: PipelineSpec, run: RunInfo) -> list[Writing]:
+def writings_of(spec: PipelineSpec, run: RunInfo) -> list[WriteSettings]:
     """What the stream of a spec stores in its speed layer, doors included."""
     rows = [WriteSpeed(write, run).writing for write in writes_of(spec, run)]
     letters = [WriteSpeedLetters(write, run).writing for write in letter_writes_of(spec, run)]
@@ -45,7 +46,7 @@ def writings_of(spec: PipelineSpec, run: RunInfo) -> list[Writing]:
 
 
 def compact_steps(
-    writing: Writing, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
+    writing: WriteSettings, *, epoch: int, now: Callable[[], float] = time.time, at_rest: MutableMapping[str, int] | None = None,
     fan_in: Sequence[int] = FAN_IN, quiet_s: float = QUIET_S, state: str | None = None,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """One pass over all folders of one output, step by step: merges what is due and deletes what was merged a minute ago.
@@ -58,12 +59,12 @@ def compact_steps(
     return compaction.compact_steps(folders, kind, epoch=epoch, now=now, at_rest=at_rest, quiet_s=quiet_s)
 
 
-def speed_kind(writing: Writing, fan_in: Sequence[int] = FAN_IN, *, state: str | None = None) -> Files:
+def speed_kind(writing: WriteSettings, fan_in: Sequence[int] = FAN_IN, *, state: str | None = None) -> Files:
     """What a compaction must know of the files of one output, for one pass."""
     assert isinstance(writing.encoder, ParquetEncoder)
     write, full = partial(_write, writing.encoder), writing.layout.target_file_bytes
     kind = Files(replaces, alike, stored, write, fan_in, full_bytes=full, swept=partial(unfinished, pattern=_UNFINISHED))
-    if state is None or writing.output.of != "rows" or not writing.layout.by:
+    if state is None or writing.output.of != ROWS or not writing.layout.by:
         return kind
     return replace(kind, settling=Settling(state, writing.layout.folder, write, full))
 

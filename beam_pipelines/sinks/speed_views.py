@@ -22,7 +22,8 @@ from beam_pipelines.places import holds, join, list_files, local
 from beam_pipelines.sinks.epochs import doors_folder, latest_epoch
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.reached import starts, starts_sql
-from beam_pipelines.sinks.views import NOTHING, read_hive
+from beam_pipelines.sinks.views import NO_ROWS, read_hive
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 AT_AGGREGATE = "aggregate"
 """The stage of dead letters that concern an aggregate, not the row."""
@@ -63,14 +64,12 @@ def speed_sql(
     """
     files = scan(output.folder, alike=alike)
     if files is None:
-        return NOTHING
+        return NO_ROWS
     chosen = " OR ".join(f"({condition})" for condition in where) or "TRUE"
-    if output.of == "dead_letters":
-        first = f"REPLACE (min({STORED_AT}) OVER (PARTITION BY {LETTER}) AS {STORED_AT})"
-        newest = f"SELECT * {first} FROM {letters_scan(state, output)} QUALIFY {_newest(LETTER, 'run_id DESC')}"
-        return f"SELECT * EXCLUDE ({STORED_AT}) FROM ({newest}) WHERE {chosen}"
+    if output.of == LETTERS:
+        return _letters_sql(state, output, chosen)
     place = [quote(c) for c in output.placed] if len(output.placings) <= 1 else []
-    early = bool(place) or output.of != "rows"  # a row that a changed spec placed anew must be told apart first
+    early = bool(place) or output.of != ROWS  # a row that a changed spec placed anew must be told apart first
     settled, conditions = "", where or ("TRUE",)
     if plain:
         settled = _each([_these(output.folder, found.settled) for found in plain], conditions)
@@ -79,14 +78,26 @@ def speed_sql(
         files = _each([files] * len(conditions), conditions)
     elif early:
         files = f"(SELECT * FROM {files} WHERE {chosen})"
-    if output.of != "rows":
-        window = ", ".join([*(quote(c) for c in output.group_by), "_window_start", "_window_end", *place])
-        newest = _newest(window, "_epoch DESC, _pane_index DESC")
-        return f"SELECT * FROM (SELECT * FROM {files} {_shown_anew(state, output, kept=kept)} QUALIFY {newest}) WHERE _pane <> 'retracted'"
+    if output.of != ROWS:
+        return _panes_sql(state, output, files, by=place, kept=kept)
     hidden = f"{STORED_AT}" if output.provenance else f"{KEPT}, {STORED_AT}"
     layers = [settled] if settled else []
     layers += [f"{once_sql(state, output, files, by=place, kept=kept)} WHERE {'TRUE' if early else chosen}"] if files else []
-    return " UNION ALL BY NAME ".join(f"SELECT * EXCLUDE ({hidden}) FROM {layer}" for layer in layers) or NOTHING
+    return " UNION ALL BY NAME ".join(f"SELECT * EXCLUDE ({hidden}) FROM {layer}" for layer in layers) or NO_ROWS
+
+
+def _letters_sql(state: str, output: SpeedOutput, chosen: str) -> str:
+    """Each letter once, as the newest run told it, where `chosen` is true of it and of when the first was stored."""
+    first = f"REPLACE (min({STORED_AT}) OVER (PARTITION BY {LETTER}) AS {STORED_AT})"
+    newest = f"SELECT * {first} FROM {letters_scan(state, output)} QUALIFY {_newest(LETTER, 'run_id DESC')}"
+    return f"SELECT * EXCLUDE ({STORED_AT}) FROM ({newest}) WHERE {chosen}"
+
+
+def _panes_sql(state: str, output: SpeedOutput, files: str, *, by: Sequence[str], kept: bool) -> str:
+    """The newest pane of each group and window (and of the columns `by`) that lies in `files`; none where that takes the earlier ones back."""
+    window = ", ".join([*(quote(c) for c in output.group_by), "_window_start", "_window_end", *by])
+    newest = _newest(window, "_epoch DESC, _pane_index DESC")
+    return f"SELECT * FROM (SELECT * FROM {files} {_shown_anew(state, output, kept=kept)} QUALIFY {newest}) WHERE _pane <> 'retracted'"
 
 
 def _each(files: Sequence[str], where: Sequence[str]) -> str:
@@ -124,7 +135,7 @@ def refused_folders(state: str, *, kept: bool = False) -> list[str]:
     if not kept and latest_epoch(state) < 2 and not list_files(join(state, "replays")):
         return []
     outputs = read_outputs(state)
-    return [o.folder for o in (outputs.outputs if outputs else ()) if o.of == "dead_letters"]
+    return [o.folder for o in (outputs.outputs if outputs else ()) if o.of == LETTERS]
 
 
 def _refused_since(state: str, output: SpeedOutput, *, kept: bool) -> str:

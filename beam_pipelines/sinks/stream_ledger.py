@@ -43,6 +43,7 @@ from beam_pipelines.sinks.outputs import SpeedOutput, StreamOutputs
 from beam_pipelines.sinks.resolutions import sent_sql
 from beam_pipelines.sinks.results import OutputResult
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, doors_scan, letters_scan, scan, speed_sql
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 _Found = TypeVar("_Found")
 _AT_SINK = "write"
@@ -116,7 +117,7 @@ def _ledger(connection: duckdb.DuckDBPyConnection, state: str, outputs: StreamOu
     reading(connection, state, *(output.folder for output in outputs.outputs))
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"CREATE TABLE letters AS {_letters_sql(state, outputs)}")
-    sinks = _Sinks(tuple(output.name for output in outputs.outputs if output.of == "rows"))
+    sinks = _Sinks(tuple(output.name for output in outputs.outputs if output.of == ROWS))
     connection.execute(
         f"CREATE TABLE left_by AS SELECT source, position, bit_or(door) AS doors FROM ({_doors_sql(state, outputs, sinks)}) GROUP BY ALL"
     )
@@ -286,7 +287,7 @@ def _doors_sql(state: str, outputs: StreamOutputs, sinks: _Sinks, *, stamped: bo
             f"SELECT source, position, CASE door WHEN 'duplicate' THEN {_DUPLICATE} ELSE {_FILTERED} END AS door{stored} FROM {doors}{_since(since, 'arrival_time')}"
         )
     for output in outputs.outputs:
-        ways += list(_stored([output.folder], sinks.written(output.name), since, stored)) if output.of == "rows" else []
+        ways += list(_stored([output.folder], sinks.written(output.name), since, stored)) if output.of == ROWS else []
     letter = f"CASE stage WHEN '{_AT_SINK}' THEN {sinks.at_sink()} ELSE {_DEAD} END"
     ways.append(f"SELECT source, position, {letter} AS door{', stored' if stamped else ''} FROM letters WHERE {_OF_ROWS}")
     return " UNION ALL ".join(ways)
@@ -305,7 +306,7 @@ def _since(since: int | None, arrival: str) -> str:
 
 
 def _letters_sql(state: str, outputs: StreamOutputs) -> str:
-    scans = [found for o in outputs.outputs if o.of == "dead_letters" and (found := letters_scan(state, o)) is not None]
+    scans = [found for o in outputs.outputs if o.of == LETTERS and (found := letters_scan(state, o)) is not None]
     if not scans:
         return """SELECT NULL::VARCHAR AS source, NULL::BIGINT AS position, NULL::VARCHAR AS stage, NULL::VARCHAR AS reason,
             NULL::STRUCT(name VARCHAR, "column" VARCHAR, message VARCHAR)[] AS failures, NULL::TIMESTAMPTZ AS stored WHERE FALSE"""
@@ -318,7 +319,7 @@ def _letters_sql(state: str, outputs: StreamOutputs) -> str:
 
 def _late_sql(outputs: StreamOutputs) -> str:
     """Letters of aggregates, of distinct rows: source, aggregate, rows. What failed is called as the aggregate is, or `aggregate.measure`."""
-    names = sorted({o.of for o in outputs.outputs} - {"rows", "dead_letters"}, key=len, reverse=True)
+    names = sorted({o.of for o in outputs.outputs} - {ROWS, LETTERS}, key=len, reverse=True)
     of = "".join(f" WHEN name = {literal(n)} OR starts_with(name, {literal(n + '.')}) THEN {literal(n)}" for n in names)
     aggregate = f"CASE{of} ELSE split_part(name, '.', 1) END" if of else "split_part(name, '.', 1)"
     letters = (
@@ -333,7 +334,7 @@ def stored_outputs(state: str, outputs: StreamOutputs, ledger: StreamLedger) -> 
 
 
 def _stored_output(state: str, output: SpeedOutput, ledger: StreamLedger) -> OutputResult:
-    if output.of == "rows":
+    if output.of == ROWS:
         rows = sum(line.written.get(output.name, 0) for line in ledger.lines)
     else:
         rows = _again(lambda connection: _count(connection, f"SELECT count(*) FROM ({speed_sql(state, output)})"))

@@ -24,7 +24,7 @@ from beam_pipelines.sinks.files import FileWriter
 from beam_pipelines.sinks.run import Output, RunInfo
 from beam_pipelines.sinks.views import BASE64
 from beam_pipelines.sinks.write import Masking, Write, layout_of
-from beam_pipelines.spec.sinks import TextSink
+from beam_pipelines.spec.sinks import ROWS, TextSink
 
 _MUST_QUOTE = '[",\r\n]|^$|^\\s|\\s$'
 _ROWS = 20_000  # rows turned into text at once
@@ -205,7 +205,7 @@ class WriteText(Write):
     """
 
     def __init__(
-        self, sink: TextSink, *, text_format: Literal["csv", "jsonl"], label: str, run: RunInfo, provenance: bool = True, masking: Masking | None = None, of: str = "rows",
+        self, sink: TextSink, *, text_format: Literal["csv", "jsonl"], label: str, run: RunInfo, provenance: bool = True, masking: Masking | None = None, of: str = ROWS,
     ) -> None:  # fmt: skip
         zipped = sink.compression == "gzip" or sink.path.endswith(".gz")
         output = Output(label, of, sink.path, text_format, gzip=zipped)

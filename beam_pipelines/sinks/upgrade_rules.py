@@ -159,8 +159,8 @@ def _moved(at: At) -> bool:
 
 
 def _raw_key(at: At) -> Verdict:
-    """refused where the contract had sensitive columns; else from now on"""
-    return _SEALED if at.before.contract.sensitive else LATER
+    """refused where there were sensitive columns; else from now on"""
+    return _SEALED if at.before.sensitive else LATER
 
 
 def _hmac_key(at: At) -> Verdict:

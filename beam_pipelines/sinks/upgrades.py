@@ -17,6 +17,7 @@ from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.measures import decimal_of, measure_type
 from beam_pipelines.arrow.model import Model
 from beam_pipelines.arrow.partition import parse_partition
+from beam_pipelines.arrow.sensitive import sensitive_columns
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.errors import SinkError, SpecError
 from beam_pipelines.places import join
@@ -138,7 +139,7 @@ def _types(version: Version, of: str) -> dict[str, str | None]:
     """The columns of an output and their types, None where a type is known in the run only."""
     spec, columns = version
     if of == ROWS:
-        hidden = {name for name, how in spec.contract.sensitive.items() if how == "drop"}
+        hidden = {name for name, how in sensitive_columns(spec.contract, spec.transform).items() if how == "drop"}
         return {name: _instant(spec.contract, name, kind) for name, kind in columns.items() if name not in hidden}
     aggregate = spec.aggregates[of]
     groups = {name: _instant(spec.contract, name, columns.get(name)) for name in aggregate.group_by}

@@ -10,7 +10,7 @@ from beam_pipelines.sinks.manifest import Snapshot
 
 BASE64 = "base64:"
 """Prefix, in text files, of bytes that are no UTF-8."""
-NOTHING = "SELECT NULL AS nothing WHERE FALSE"
+NO_ROWS = "SELECT NULL AS nothing WHERE FALSE"
 """An output that never had a row: its columns are not known."""
 
 
@@ -27,7 +27,7 @@ def select_sql(snapshot: Snapshot) -> str:
 
 def _empty(schema: Sequence[tuple[str, str]]) -> str:
     columns = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in schema)
-    return f"SELECT {columns} WHERE FALSE" if columns else NOTHING
+    return f"SELECT {columns} WHERE FALSE" if columns else NO_ROWS
 
 
 def _scan(snapshot: Snapshot) -> str:
@@ -92,11 +92,11 @@ def _where(snapshot: Snapshot) -> str:
     versions = ", ".join(f"({_text(run)}, {version})" for run, version in snapshot.said_in.items())
     if versions and any(s.version > min(snapshot.said_in.values()) for s in snapshot.settled):
         joined = f"JOIN (VALUES {versions}) AS said(by_run, said_in) ON said_in < in_version"
-        clauses.append(f"NOT {settled_sql(snapshot, joined, 'by_run = run_id')}")
+        clauses.append(f"NOT {superseded_sql(snapshot, joined, 'by_run = run_id')}")
     return f" WHERE {' AND '.join(clauses)}" if clauses else ""
 
 
-def settled_sql(snapshot: Snapshot, joined: str, earlier: str) -> str:
+def superseded_sql(snapshot: Snapshot, joined: str, earlier: str) -> str:
     """A condition on a dead letter: a run has read its record again since. `earlier` says what "since" means, over settled(…, in_version, as_of)."""
     if not snapshot.settled:
         return "FALSE"

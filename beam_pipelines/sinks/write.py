@@ -21,17 +21,18 @@ from beam_pipelines.arrow.partition import Partition
 from beam_pipelines.arrow.program import row_json
 from beam_pipelines.arrow.schema import CONTRACT, KEY_HASH, PROVENANCE_NAMES, RAW, RUN_ID, Failure, Rejected, dead_letters
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
+from beam_pipelines.commit_elements import Columns, Staged
 from beam_pipelines.errors import SpecError
 from beam_pipelines.sinks.bigquery_limits import limits
 from beam_pipelines.sinks.bigquery_schema import Field
-from beam_pipelines.sinks.files import Encoder, Files, Layout, Refused
+from beam_pipelines.sinks.files import Encoder, Files, Layout, RefusedRows
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.run import Output, RunInfo, staging_of
 from beam_pipelines.spec.sinks import LETTERS
 from beam_pipelines.stage_results import arriving, joined
 
 DEAD, COUNTS = "dead", "counts"
-FILE, SCHEMA = "file", "schema"
+FILES = "file"
 
 
 class Written(NamedTuple):
@@ -67,7 +68,7 @@ class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     ) -> None:
         super().__init__()
         self.output = output
-        self.writing = Writing(output, layout, encoder, masking, event_time)
+        self.writing = WriteSettings(output, layout, encoder, masking, event_time)
 
     def expand(self, given: Any) -> Written:
         rows, dead, counts = arriving(given) if isinstance(given, beam.PCollection | tuple) else (None, [], [])
@@ -81,13 +82,13 @@ class Write(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
                 "expected a bounded PCollection.",
                 hint="`beam-pipelines run SPEC --mode stream` writes files of a stream; in a job of your own write ToRows() with a sink of Beam's.",
             )
-        done = rows | "Stage" >> beam.ParDo(StageFiles(self.writing)).with_outputs(DEAD, COUNTS, main=FILE)
+        done = rows | "Stage" >> beam.ParDo(StageFiles(self.writing)).with_outputs(DEAD, COUNTS, main=FILES)
         done.dead.element_type = pa.RecordBatch
-        return Written(done[FILE], joined([*dead, done[DEAD]], "Dead"), joined([*counts, done[COUNTS]], "Counts"))
+        return Written(done[FILES], joined([*dead, done[DEAD]], "Dead"), joined([*counts, done[COUNTS]], "Counts"))
 
 
 @dataclass(frozen=True)
-class Writing:
+class WriteSettings:
     """All a worker needs to write an output."""
 
     output: Output
@@ -100,7 +101,7 @@ class Writing:
 class StageFiles(beam.DoFn):  # type: ignore[misc]
     """Batches to staged files, open across the bundle; emits a file's element when the bundle ends, so a failed bundle emits nothing."""
 
-    def __init__(self, writing: Writing) -> None:
+    def __init__(self, writing: WriteSettings) -> None:
         self._writing = writing
         self._secret: bytes | None = None
         self._fields: tuple[pa.Schema, tuple[Field, ...]] | None = None
@@ -127,17 +128,17 @@ class StageFiles(beam.DoFn):  # type: ignore[misc]
         name, columns = self._writing.output.name, self._files.columns
         for closed in self._files.close():
             metrics.count("rows_written", closed.rows)
-            yield _global((FILE, name, closed.partition, closed.path, closed.rows, closed.bytes))
+            yield _global(Staged(name, closed.partition, closed.path, closed.rows, closed.bytes))
             for source, rows in closed.sources.items():
                 yield beam.pvalue.TaggedOutput(COUNTS, _global((closed.path, source, "written", name, rows)))
         if columns is not None:
-            yield _global((SCHEMA, name, sql_schema(columns)))
+            yield _global(Columns(name, sql_schema(columns)))
 
     def _masked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         masking = self._writing.masking
         return batch if masking is None else mask_columns(batch, masking.how, key=self._secret)
 
-    def _takes(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Refused]]:
+    def _takes(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[RefusedRows]]:
         """The rows that the output's table takes, and those that it would refuse, by reason. A dead letter is never refused: it has no other door."""
         table = self._writing.output.table
         if table is None or self._writing.output.of == LETTERS:
@@ -149,12 +150,12 @@ class StageFiles(beam.DoFn):  # type: ignore[misc]
         if not wrong:
             return batch, []
         back = [
-            Refused(batch.take([row for row, why in wrong.items() if why == reason]), f"{table.name}: {reason}")
+            RefusedRows(batch.take([row for row, why in wrong.items() if why == reason]), f"{table.name}: {reason}")
             for reason in dict.fromkeys(wrong.values())
         ]
         return batch.take(pa.array(np.setdiff1d(np.arange(batch.num_rows), list(wrong)))), back
 
-    def _letters(self, refused: Refused) -> pa.RecordBatch:
+    def _letters(self, refused: RefusedRows) -> pa.RecordBatch:
         """Letters whose raw bytes are the row as JSON: the record itself was dropped after validation."""
         return refused_letters(self._writing.output.name, refused.rows, [refused.message] * refused.rows.num_rows, self._writing.event_time)
 

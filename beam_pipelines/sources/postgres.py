@@ -80,42 +80,47 @@ def open_postgres(
     held = False
     try:
         begin(connection)
-        snapshot = _exported(connection, at) if contract is not None and can_hold() else None
-        [server] = connection.ask(
-            "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int4 AS number, "
-            """to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment"""
-        )
-        found = relation_of(connection, source, at)
-        if contract is None:
-            found = found._replace(placeless="nobody asks where rows lie")
-        elif found.placeless and source.row_id is None:
-            raise SpecError(
-                f"{at}: {found.placeless}; got no row_id.", hint="Say which integer column is different in every row: row_id: id."
-            )
-        columns = wanted(source, contract, found.names, at)
-        types = types_of(connection, found.sql, columns)
-        _check_row_id(source, dict(zip(columns, types, strict=True)), at)
-        conditions = _conditions(connection, source, found, near)
-        many = (splits or source.max_splits) if not found.placeless and not found.together and server["number"] >= 140_000 else 1
-        cut = _cut(found.leaves, many)
-        if snapshot is None:
-            if splits is None and len(cut) > 1 and not can_hold():
-                _LOG.warning(
-                    "%s: one worker reads it all: nobody stays until the job has ended, to hold a snapshot that several could share.", at
-                )
-            found = found._replace(together=not found.placeless)
-        shown = tuple(_shown(name, kind) for name, kind in zip(columns, types, strict=True))
-        placed: Placed = "row_id" if found.placeless else "together" if found.together else "pages"
-        parts = ((Part(found.sql),),) if placed != "pages" else cut
-        name = named(source, server["moment"])
-        opened = Opened(source, at, name, f"PostgreSQL {server['version'].split()[0]}", shown, parts, placed, conditions, snapshot)
-        held = snapshot is not None
+        opened = _looked_up(connection, source, contract, at, near, splits)
+        held = opened.snapshot is not None
         if held:
             hold(connection)
         return opened
     finally:
         if not held:
             connection.close()
+
+
+def _looked_up(
+    connection: Connection, source: DatabaseSource, contract: Contract | None, at: str, near: Near | None, splits: int | None
+) -> Opened:
+    """What is to be read, as the connection's transaction sees it; with a snapshot for the workers where the connection can stay."""
+    snapshot = _exported(connection, at) if contract is not None and can_hold() else None
+    [server] = connection.ask(
+        "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int4 AS number, "
+        """to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment"""
+    )
+    found = relation_of(connection, source, at)
+    if contract is None:
+        found = found._replace(placeless="nobody asks where rows lie")
+    elif found.placeless and source.row_id is None:
+        raise SpecError(f"{at}: {found.placeless}; got no row_id.", hint="Say which integer column is different in every row: row_id: id.")
+    columns = wanted(source, contract, found.names, at)
+    types = types_of(connection, found.sql, columns)
+    _check_row_id(source, dict(zip(columns, types, strict=True)), at)
+    conditions = _conditions(connection, source, found, near)
+    many = (splits or source.max_splits) if not found.placeless and not found.together and server["number"] >= 140_000 else 1
+    cut = _cut(found.leaves, many)
+    if snapshot is None:
+        if splits is None and len(cut) > 1 and not can_hold():
+            _LOG.warning(
+                "%s: one worker reads it all: nobody stays until the job has ended, to hold a snapshot that several could share.", at
+            )
+        found = found._replace(together=not found.placeless)
+    shown = tuple(_shown(name, kind) for name, kind in zip(columns, types, strict=True))
+    placed: Placed = "row_id" if found.placeless else "together" if found.together else "pages"
+    parts = ((Part(found.sql),),) if placed != "pages" else cut
+    name = named(source, server["moment"])
+    return Opened(source, at, name, f"PostgreSQL {server['version'].split()[0]}", shown, parts, placed, conditions, snapshot)
 
 
 def begin(connection: Connection, snapshot: str | None = None) -> None:

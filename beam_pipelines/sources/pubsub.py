@@ -19,7 +19,13 @@ import apache_beam as beam
 import grpc
 import pyarrow as pa
 from apache_beam.coders import Coder
-from apache_beam.io.unbounded_source import CheckpointMark, ReadFromUnboundedSource, UnboundedReader, UnboundedSource
+from apache_beam.io.unbounded_source import (
+    CheckpointMark,
+    ReadFromUnboundedSource,
+    UnboundedReader,
+    UnboundedSource,
+    _ReadFromUnboundedSourceDoFn,
+)
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from beam_pipelines import arrival_clock, back_pressure, metrics
@@ -30,7 +36,7 @@ from beam_pipelines.sources.pubsub_calls import Subscription, back_off_s, code, 
 from beam_pipelines.sources.pubsub_puller import Puller
 from beam_pipelines.sources.pubsub_pulling import Delivery, PullSettings, PullStatus
 from beam_pipelines.sources.pubsub_replay import Replay
-from beam_pipelines.sources.pubsub_reports import report
+from beam_pipelines.sources.pubsub_reports import in_one, report
 from beam_pipelines.spec.sources import PubsubSource
 
 split_progress.install()
@@ -43,6 +49,7 @@ POLL_S = 0.2  # Flink cuts it to whole seconds, that is to 0
 
 _lock = threading.Lock()
 _pullers: dict[tuple[str, str, str], Puller] = {}
+_elements: dict[Puller, list[int]] = {}  # that this process has got, the one that reads first
 _elsewhere: list[PullStatus] = []
 
 
@@ -65,6 +72,9 @@ class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
     A reader waits for messages for `idle_s` before its bundle ends without any: on Flink every bundle leaves something in the state. `control` is a folder by which a process elsewhere follows the source and ends it (`pubsub_reports`).
 
+    `elements` above 1 lets several processes read the subscription: so many elements of the graph stand for it, which the runner spreads as it spreads keys. In each process the first
+    of them reads, and the others end at once; several times as many as processes leave none of these out. What the processes must know of one another is in `control` (`pubsub_reports.Together`).
+
     The reader raises SourceError, which fails the job, where the subscription does not exist or may not be pulled; outages are waited
     for. Raises SpecError where google-cloud-pubsub is not installed.
     """
@@ -84,21 +94,27 @@ class ReadPubsub(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         idle_s: float = 0.0,
         unbroken: bool = False,
         control: str | None = None,
+        elements: int = 1,
     ) -> None:
         super().__init__()
+        assert elements == 1 or control is not None
         self.settings = replace(
             pull_settings(source), number=number, ack=ack, ack_lag=ack_lag, linger_s=linger_s, job=uuid.uuid4().hex,
-            others_s=others_s, idle_s=idle_s, unbroken=unbroken, control=control,
+            others_s=others_s, idle_s=idle_s, unbroken=unbroken, control=control, elements=elements,
         )  # fmt: skip
         self.replay, self.replay_from = replay, replay_from
         self.poll_s = poll_s
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        source = _Unbounded(self.settings, self.replay, self.replay_from)
-        read = ReadFromUnboundedSource(
-            source, poll_interval=self.poll_s, max_records_per_bundle=ELEMENTS_OF_A_BUNDLE, max_read_time_seconds=BUNDLE_S
-        )
-        return begin | "Pull" >> read
+        sources = [_Unbounded(self.settings, self.replay, self.replay_from, element) for element in range(self.settings.elements)]
+        if len(sources) == 1:
+            read = ReadFromUnboundedSource(
+                sources[0], poll_interval=self.poll_s, max_records_per_bundle=ELEMENTS_OF_A_BUNDLE, max_read_time_seconds=BUNDLE_S
+            )
+            return begin | "Pull" >> read
+        # Not `UnboundedSource.split`: Flink's runner spreads elements, and keeps all splits of one together.
+        pull = beam.ParDo(_ReadFromUnboundedSourceDoFn(self.poll_s, ELEMENTS_OF_A_BUNDLE, BUNDLE_S)).with_output_types(pa.RecordBatch)
+        return begin | "Elements" >> beam.Create(sources, reshuffle=False) | "Pull" >> pull
 
 
 def pull_settings(source: PubsubSource) -> PullSettings:
@@ -132,6 +148,7 @@ def close(timeout_s: float = 10.0) -> None:
     with _lock:
         pullers = list(_pullers.values())
         _pullers.clear()
+        _elements.clear()
     heard(())
     for puller in pullers:
         puller.close(timeout_s)
@@ -200,10 +217,23 @@ def _puller(settings: PullSettings, replay: Replay | None, replay_from: int | No
     key = (settings.endpoint, settings.subscription, settings.job)
     with _lock:
         if key not in _pullers:
-            _pullers[key] = Puller(settings, replay=replay, replay_from=replay_from)
+            elements: list[int] = []
+            if replay is not None and settings.elements > 1:
+                replay = in_one(replay, settings, elements)
+            puller = _pullers[key] = Puller(settings, replay=replay, replay_from=replay_from)
+            _elements[puller] = elements
             if settings.control is not None:
-                report(settings.control, _PROCESS, _pullers[key])
+                report(settings.control, _PROCESS, puller, elements)
         return _pullers[key]
+
+
+def _reads(puller: Puller, element: int) -> bool:
+    """Whether this element is the one that reads here: of several in a process the first."""
+    with _lock:
+        elements = _elements[puller]
+        if element not in elements:
+            elements.append(element)
+        return elements[0] == element
 
 
 class _Mark(CheckpointMark):  # type: ignore[misc]
@@ -292,6 +322,25 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
             self._puller.give_back(positions)
 
 
+class _Nothing(UnboundedReader):  # type: ignore[misc]
+    """The reader of an element in whose process another one reads."""
+
+    def __init__(self, job: str) -> None:
+        self._job = job
+
+    def start(self) -> bool:
+        return False
+
+    def advance(self) -> bool:
+        return False
+
+    def get_watermark(self) -> Timestamp:
+        return MAX_TIMESTAMP
+
+    def get_checkpoint_mark(self) -> _Mark:
+        return _Mark(f"{_PROCESS}:{self._job}:")
+
+
 _METRICS = {
     "pulled": "messages_pulled",
     "pulled_bytes": "bytes_pulled",
@@ -304,16 +353,18 @@ _METRICS = {
 
 
 class _Unbounded(UnboundedSource):  # type: ignore[misc]
-    """One subscription; not split, for the puller has threads of its own."""
+    """One subscription; not split, for the puller has threads of its own. `element`: which of the settings' elements it is."""
 
-    def __init__(self, settings: PullSettings, replay: Replay | None, replay_from: int | None) -> None:
-        self.settings, self.replay, self.replay_from = settings, replay, replay_from
+    def __init__(self, settings: PullSettings, replay: Replay | None, replay_from: int | None, element: int = 0) -> None:
+        self.settings, self.replay, self.replay_from, self.element = settings, replay, replay_from, element
 
     def split(self, desired_num_splits: int, options: Any = None) -> Iterable[UnboundedSource]:
         return [self]
 
-    def create_reader(self, options: Any, checkpoint_mark: _Mark | None) -> _Reader:
+    def create_reader(self, options: Any, checkpoint_mark: _Mark | None) -> UnboundedReader:
         puller = _puller(self.settings, self.replay, self.replay_from)
+        if not _reads(puller, self.element) and checkpoint_mark is None:
+            return _Nothing(self.settings.job)
         if self.settings.unbroken and not puller.goes_on(None if checkpoint_mark is None else checkpoint_mark.cut_of(self.settings.job)):
             raise TransientError(f"{self.settings.subscription}: {BROKEN_OFF}")
         return _Reader(puller)

@@ -40,7 +40,7 @@ _ANSWER = 1_000  # messages of one pull
 _SORTED_TOGETHER = 2_000  # messages made into a batch at once: small answers are merged first
 _PULL_S, _BEAT_S, _BEAT_TIMEOUT_S, _TICK_S = 30.0, 1.0, 5.0, 0.1
 _UNSTORED_S = 60.0
-_NEVER = -(2**62)
+NEVER = -(2**62)  # the watermark at which a source ended that knows of none
 _log = logging.getLogger(__name__)
 
 
@@ -57,12 +57,13 @@ class Puller:
     ) -> None:
         self.settings = settings
         self.ended = False
+        self.ended_at: int | None = None
+        self.others: int | None = None  # how far another process has come that reads the subscription
         self._now_s = now_s
         self._service = Subscription(settings.subscription, settings.endpoint)
         self._lock = threading.Condition()
         self._sorting = threading.Lock()  # taken before _lock
         self._answers: list[Answer] = []
-        self._unsorted = 0
         self._waiting = Waiting()
         self._held = Held()
         self._marks = Marks(lag=settings.ack_lag, now_s=now_s)
@@ -76,9 +77,8 @@ class Puller:
         self._outbox = Outbox(self._service)
         self._unstored: list[tuple[float, list[int]]] = []
         self._state: Literal["resting", "pulling", "draining", "closed"] = "resting"
-        self._round = 0  # of pull threads: those of an earlier round end
+        self._unsorted = self._pulling = self._round = 0  # the last of pull threads: those of an earlier round end
         self._threads: list[threading.Thread] = []
-        self._pulling = 0
         self._in_flight: set[Any] = set()
         self._beat: Any = None
         self._extend_at = 0.0
@@ -377,7 +377,7 @@ class Puller:
 
     def _release(self) -> None:
         """The watermark runs once the archive is replayed and what nobody here knows of has come back."""
-        if not self._released and self._now_s() >= self._out.until():
+        if not self._released and self.ended_at is None and self._now_s() >= self._out.until():
             self._released = True
             self._watermark.release()
 
@@ -389,13 +389,15 @@ class Puller:
 
     def _end_if_drained(self) -> None:
         quiet = not (self._pulling or self._beat or self._unsorted or len(self._waiting))
-        if self._state == "draining" and quiet and not self.ended:
-            reported = self._read_watermark()
-            draining.end(_NEVER if reported is None else reported)
-            self.ended = True
+        if self._state == "draining" and quiet and self.ended_at is None:
+            self.ended_at = NEVER if (reported := self._read_watermark()) is None else reported
+            self._watermark.hold()  # where others read too until all have ended, and whoever judges timers can know it (`pubsub_reports`)
+            if self.settings.elements == 1:
+                draining.end(self.ended_at)
+                self.ended = True
 
     def _read_watermark(self) -> int | None:
-        return self._watermark.read(self._waiting.oldest())
+        return self._watermark.read(self._waiting.oldest(), self.others)
 
     # After the bundle
 
@@ -404,7 +406,7 @@ class Puller:
         if self.settings.ack == "finalized":
             stored = list(positions)
         else:
-            found = durable.settle(self.settings.subscription, np.array(positions, np.int64))
+            found = durable.take_stored(self.settings.subscription, np.array(positions, np.int64))
             stored = [p for p, is_stored in zip(positions, found.tolist(), strict=True) if is_stored]
             rest = [p for p, is_stored in zip(positions, found.tolist(), strict=True) if not is_stored and self._held.holds(p)]
             if rest:

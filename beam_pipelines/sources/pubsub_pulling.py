@@ -14,7 +14,7 @@ from beam_pipelines.sources.pubsub_watermark import Patience
 class PullSettings:
     """How one subscription is read. `job` tells the jobs of one process apart; `ack`: what must have happened to a message.
 
-    `others_s`: so long messages may be out that an earlier process had leased; None, after a bad end: for a lease. `idle_s`, `unbroken`, `control`: see `ReadPubsub`.
+    `others_s`: so long messages may be out that an earlier process had leased; None, after a bad end: for a lease. `idle_s`, `unbroken`, `control`, `elements`: see `ReadPubsub`.
     """
 
     subscription: str
@@ -36,6 +36,7 @@ class PullSettings:
     idle_s: float = 0.0
     unbroken: bool = False
     control: str | None = None
+    elements: int = 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
                                    was pulled before that second, for the first answer need not hold the oldest message
     pulls answer with none (idle)  the newest arrival + the time since, minus a grace: the arrival clock runs on; with publish times the time of day,
                                    minus that grace and what our clock may be fast
+                                   (of several processes that read, one may get all messages: then another that is idle follows the farthest)
     pulls fail or do not answer    it stands still
     the archive is being replayed  it is held at the time from which on the archive is replayed
 
@@ -106,24 +107,27 @@ class Watermark:
         """What `read` gave last."""
         return self._reported
 
-    def read(self, waiting: int | None = None) -> int | None:
-        """The watermark, if the oldest message that was pulled and not yet handed out arrived at `waiting`; None: nothing is known."""
+    def read(self, waiting: int | None = None, others: int | None = None) -> int | None:
+        """The watermark, if the oldest message that was pulled and not yet handed out arrived at `waiting`; None: nothing is known.
+
+        `others` is what another process that reads the subscription has promised: while it is idle here there is no more to know, and what holds that one back it holds itself.
+        """
         if self._held:
             return self._reported
-        promised = self._promised()
+        promised = self._promised(others)
         if promised is not None and waiting is not None:
             promised = min(promised, waiting)
         if promised is not None and (self._reported is None or promised > self._reported):
             self._reported = promised
         return self._reported
 
-    def _promised(self) -> int | None:
+    def _promised(self, others: int | None) -> int | None:
         now = self._now_s()
         while self._lately and self._lately[0][0] <= self._answered - self._patience.lookback_s:  # silence proves nothing
             self._clock(self._lately.popleft()[1])
             self._warm = True
         if self._is_idle(now):
-            return self._idle(now)
+            return self._idle(now, others)
         if not self._warm:
             return None
         return min([self._arrival_clock(), *(int(arrivals.min()) for _, arrivals in self._lately)])
@@ -132,11 +136,11 @@ class Watermark:
         quiet = self._patience.idle_s
         return self._no_message is not None and now - self._quiet_since > quiet and now - self._no_message <= 2 * quiet
 
-    def _idle(self, now: float) -> int | None:
+    def _idle(self, now: float, others: int | None) -> int | None:
         grace = round(self._patience.grace_s * 1e6)
         of_day = [self._wall_micros() - self._fast() - grace] if self._publish_clock else []
         run_on = [self._arrival_clock() + round((now - self._set_at) * 1e6) - grace] if len(self._newest) else []
-        return max(of_day + run_on, default=None)
+        return max(of_day + run_on + ([] if others is None else [others]), default=None)
 
     def _fast(self) -> int:
         """How fast our clock is at most: no message is pulled before it is published."""

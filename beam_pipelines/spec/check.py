@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from beam_pipelines.arrow.expressions import family
@@ -21,6 +22,7 @@ from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import ARRIVAL, PROVENANCE, Scope
 from beam_pipelines.spec.secrets import absent_here, check_reference, passwords_of, secrets_of
+from beam_pipelines.spec.sinks import LETTERS
 from beam_pipelines.spec.sources import AnyLookup, ArchiveSource, Arrival, LookupSource, TableSource
 
 __all__ = ["Checked", "check_contract", "check_spec"]
@@ -74,21 +76,22 @@ def _check_names(spec: PipelineSpec, document: Document) -> None:
 
 
 def _check_sources(spec: PipelineSpec, document: Document, columns: dict[str, str | None]) -> None:
+    hidden = sensitive_columns(spec.contract)
     for i, source in enumerate(spec.sources.batch):
         at: Path = ("sources", "batch", i)
         if isinstance(source, TableSource):
-            _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=False)
+            _check_arrival(document, (*at, "arrival"), source.arrival, columns, hidden, messages=False)
             continue
         archive = isinstance(source, ArchiveSource)
         _check_patterns(document, (*at, "archive" if archive else "files"), source.patterns)
         _check_format(document, (*at, "format"), source.format, spec, messages=archive)
-        _check_arrival(document, (*at, "arrival"), source.arrival, columns, messages=archive)
+        _check_arrival(document, (*at, "arrival"), source.arrival, columns, hidden, messages=archive)
         if archive:
             _check_message_format(document, (*at, "format"), source.format)
     for i, stream in enumerate(spec.sources.stream):
         at = ("sources", "stream", i)
         _check_format(document, (*at, "format"), stream.format, spec, messages=True)
-        _check_arrival(document, (*at, "arrival"), stream.arrival, columns, messages=True)
+        _check_arrival(document, (*at, "arrival"), stream.arrival, columns, hidden, messages=True)
         _check_message_format(document, (*at, "format"), stream.format)
         if not re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", stream.pubsub):
             document.problem((*at, "pubsub"), f"got {stream.pubsub!r}; expected projects/PROJECT/subscriptions/SUBSCRIPTION")
@@ -137,7 +140,9 @@ def _check_patterns(document: Document, path: Path, patterns: tuple[str, ...]) -
             document.problem(path, "the path is empty")
 
 
-def _check_arrival(document: Document, path: Path, arrival: Arrival | None, columns: dict[str, str | None], *, messages: bool) -> None:
+def _check_arrival(
+    document: Document, path: Path, arrival: Arrival | None, columns: dict[str, str | None], hidden: Collection[str], *, messages: bool
+) -> None:
     if arrival is None:
         return
     if arrival.attribute is not None and not messages:
@@ -146,6 +151,10 @@ def _check_arrival(document: Document, path: Path, arrival: Arrival | None, colu
         kind = columns[arrival.column]
         if kind not in (None, "TIMESTAMP"):
             document.problem((*path, "column"), f"column {arrival.column!r} has type {kind}; expected timestamp")
+        if arrival.column in hidden:
+            document.problem(
+                (*path, "column"), f"column {arrival.column!r} is sensitive: _arrival_time would show it in rows and dead letters"
+            )
 
 
 def _check_format(document: Document, path: Path, fmt: Format, spec: PipelineSpec | None, *, messages: bool = False) -> None:
@@ -278,19 +287,24 @@ def _notes(spec: PipelineSpec, scope: Scope) -> list[str]:
         for place, ref in passwords_of(spec).items()
         if (why := absent_here(ref)) is not None
     ]
-    sensitive = spec.contract.sensitive
+    sensitive = spec.sensitive
     if sensitive:
-        key = spec.dead_letters.raw_key
+        key, archives = spec.dead_letters.raw_key, bool(spec.sources.stream)
         kept = f"stored encrypted under {key}" if key else "left out (set dead_letters.raw_key to keep them encrypted)"
+        raw = "raw bytes of dead letters" + (" and of the archive" if key and archives else "")
         notes += _notes_of_secrets(spec)
-        notes.append(f"The contract has sensitive columns ({', '.join(sensitive)}): raw bytes of dead letters are {kept}.")
+        notes.append(f"There are sensitive columns ({', '.join(sensitive)}): {raw} are {kept}.")
+        if archives and not key:
+            notes.append(
+                "A stream that archives its messages itself does not start without dead_letters.raw_key: they hold sensitive columns."
+            )
     notes += _notes_of_functions(spec)
     if sensitive and spec.contract.unknown_columns == "keep":
         notes.append("unknown_columns: keep writes values the contract does not name into _unknown, as they are: none of them is masked.")
     dropped = [n for n in spec.contract.key if sensitive.get(n) in ("drop", "redact")]
     if dropped:
         notes.append(f"Key columns {', '.join(dropped)} are masked in the outputs: written rows cannot be told apart by their key.")
-    if not any(sink.from_ == "dead_letters" for sink in spec.sinks):
+    if not any(sink.from_ == LETTERS for sink in spec.sinks):
         notes.append("No sink takes dead_letters: they go to the state folder, where `dlq inspect` finds them.")
     for name, column in unjoined_of(spec).items():
         how = f"partition_by: [day({column})]" if column else "a contract.event_time, and partitions by it"

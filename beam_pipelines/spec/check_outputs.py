@@ -8,6 +8,7 @@ from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.expressions import family
 from beam_pipelines.arrow.measures import parse_measure, result_type
 from beam_pipelines.arrow.partition import Partition, by_ingestion, check_name, parse_partition
+from beam_pipelines.arrow.sensitive import sensitive_columns
 from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.spec.check_contract import check_zone
 from beam_pipelines.spec.check_places import check_places
@@ -209,8 +210,7 @@ def _check_pubsub(scope: Scope, path: Path, sink: Sink, pubsub: PubsubSink, pipe
         kind = {**own, **scope.columns}[name]
         if kind is not None and family(kind) in ("nested", "binary"):
             scope.document.problem(at, f"column {name!r} has type {kind}; expected a plain type")
-        column = pipeline.contract.columns.get(name)
-        if sink.from_ == ROWS and column is not None and column.sensitive == "drop":
+        if sink.from_ == ROWS and sensitive_columns(pipeline.contract, pipeline.transform).get(name) == "drop":
             scope.document.problem(at, f"column {name!r} is sensitive (drop): it is not written")
     for name in pubsub.attributes:
         if name in taken or name.startswith("goog") or not 0 < len(name.encode()) <= 256:
@@ -268,7 +268,7 @@ def _check_partition(
     elif partition.transform and partition.name in scope.columns:
         document.problem(path, f"the partition would be called {partition.name!r}, as a column is already")
     names.add(partition.name)
-    column = pipeline.contract.columns.get(partition.column)
-    if rows and column is not None and (column.sensitive in ("drop", "redact") or (column.sensitive and partition.transform)):
-        document.problem(path, f"column {partition.column!r} is sensitive ({column.sensitive}): it cannot name a directory")
+    how = sensitive_columns(pipeline.contract, pipeline.transform).get(partition.column) if rows else None
+    if how in ("drop", "redact") or (how and partition.transform):
+        document.problem(path, f"column {partition.column!r} is sensitive ({how}): it cannot name a directory")
     return partition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from beam_pipelines.arrow.partition import FINEST_FIRST, Partition, parse_partition
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sinks import ParquetSink, Sink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, ParquetSink, Sink
 
 WINDOW = "_window_start"
 
@@ -15,8 +15,8 @@ def unjoined_of(spec: PipelineSpec) -> dict[str, str | None]:
         return {}
     found = {}
     for sink in spec.sinks:
-        column = spec.contract.event_time if sink.from_ == "rows" else WINDOW
-        if sink.pubsub is None and sink.from_ != "dead_letters" and (column is None or cut_of(sink, column) is None):
+        column = spec.contract.event_time if sink.from_ == ROWS else WINDOW
+        if sink.pubsub is None and sink.from_ != LETTERS and (column is None or cut_of(sink, column) is None):
             found[sink.from_] = column
     return found
 

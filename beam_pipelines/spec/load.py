@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.model import Model
 from beam_pipelines.errors import SpecError
-from beam_pipelines.spec.check import check_contract, check_spec
+from beam_pipelines.spec.check import check_spec
 from beam_pipelines.spec.document import MAX_BYTES, Document, read_document
 from beam_pipelines.spec.messages import report
 from beam_pipelines.spec.models import PipelineSpec
@@ -73,25 +72,12 @@ def parse_spec(
     resolve_paths(document, directory)
     place_tables(document, directory)
     spec = _validated(PipelineSpec, document)
-    trial = spec if spec is not None else repaired(PipelineSpec, document)
+    trial = spec if spec is not None else repaired(document)
     found = None if trial is None else check_spec(trial, document)
     document.fail()
     assert spec is not None
     assert found is not None
     return LoadedSpec(spec, file, directory, values, document.text, found.columns, found.notes)
-
-
-def load_contract(path: str | os.PathLike[str]) -> Contract:
-    """The contract in the file `path`. Raises SpecErrors with everything that is wrong."""
-    document = read_document(_bytes(path), file=os.fspath(path))
-    _expect_mapping(document)
-    contract = _validated(Contract, document)
-    trial = contract if contract is not None else repaired(Contract, document, at=("contract",))
-    if trial is not None:
-        check_contract(trial, document)
-    document.fail()
-    assert contract is not None
-    return contract
 
 
 def load_model(model: type[M], path: str | os.PathLike[str]) -> tuple[M, Document]:

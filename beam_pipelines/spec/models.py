@@ -10,6 +10,7 @@ from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.contract import Contract
 from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.arrow.model import Model
+from beam_pipelines.arrow.sensitive import for_letters
 from beam_pipelines.arrow.transform import TransformStep
 from beam_pipelines.arrow.validate import Check
 from beam_pipelines.spec.parameters import Parameter
@@ -28,7 +29,7 @@ class Thresholds(Model):
 
 
 class DeadLetterSettings(Model):
-    """Raw bytes of dead letters when the contract has sensitive columns."""
+    """Raw bytes of dead letters where columns are sensitive."""
 
     raw_key: str | None = Field(
         None, description="Secret reference of a 32-byte key: raw bytes are stored encrypted (AES-256-GCM); without it they are left out."
@@ -67,6 +68,12 @@ class PipelineSpec(Model):
     def functions(self) -> tuple[str, ...]:
         """The user's own functions that steps apply, as `package.module:function`."""
         return tuple(step.apply.function for step in self.transform if step.apply is not None)
+
+    @property
+    def sensitive(self) -> dict[str, str]:
+        """Columns whose values raw bytes may hold, and how each is masked: the contract's, and what steps make of them or declare sensitive.
+        With any, raw bytes are stored encrypted, or not at all."""
+        return for_letters(self.contract, self.transform).sensitive
 
     @property
     def hmac_reference(self) -> str | None:

@@ -19,7 +19,7 @@ from beam_pipelines.arrow.ranges import Range, show_instant, show_range, widened
 from beam_pipelines.errors import SpecError
 from beam_pipelines.spec.cuts import WINDOW, cut_of
 from beam_pipelines.spec.models import PipelineSpec
-from beam_pipelines.spec.sinks import ParquetSink, Sink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, ParquetSink, Sink
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -105,10 +105,10 @@ def _cuts(spec: PipelineSpec, time: str) -> Iterator[_Cut]:
         if sink.pubsub is not None:
             continue
         where = f"sinks[{number}] (from {sink.from_})"
-        if sink.from_ == "dead_letters":
+        if sink.from_ == LETTERS:
             _check_letters(sink, where)
             continue
-        column = time if sink.from_ == "rows" else WINDOW
+        column = time if sink.from_ == ROWS else WINDOW
         finest = cut_of(sink, column)
         if finest is None:
             raise SpecError(

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from beam_pipelines.arrow.model import Misfits, Model
+from beam_pipelines.arrow.model import Misfits
 from beam_pipelines.spec.document import Document, walk
 from beam_pipelines.spec.messages import path_of
+from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.shape import fields_of, models_at
 from beam_pipelines.spec.sinks import DESTINATIONS
 
-M = TypeVar("M", bound=Model)
 _ROUNDS = 12
 _FILES = {"files": "-", "format": "json"}
 _SECTIONS: dict[str, Any] = {
@@ -45,8 +45,8 @@ class _Change(NamedTuple):
     doubt: bool = True
 
 
-def repaired(model: type[M], document: Document, *, at: Path = ()) -> M | None:
-    """The spec (or the part of one at the path `at`) as it may have been meant; None if no guess makes it valid.
+def repaired(document: Document) -> PipelineSpec | None:
+    """The spec as it may have been meant; None if no guess makes it valid.
 
     What is wrong with how its parts fit together shows only when the parts are right: that is added to the document's problems.
     """
@@ -54,11 +54,11 @@ def repaired(model: type[M], document: Document, *, at: Path = ()) -> M | None:
     tried: set[Path] = set()
     for number in range(_ROUNDS):
         try:
-            return model.model_validate(value, strict=True, by_alias=True, by_name=False)
+            return PipelineSpec.model_validate(value, strict=True, by_alias=True, by_name=False)
         except ValidationError as error:
             if number:
                 _report(error, document, value)
-            value = _Round(model, document, at, value, frozenset(tried), tried).changed(error)
+            value = _Round(document, value, frozenset(tried), tried).changed(error)
             if value is None:
                 return None
     return None
@@ -84,9 +84,7 @@ def _report(error: ValidationError, document: Document, value: Any) -> None:
 class _Round:
     """One look at a spec that is still wrong: every wrong part is changed once. `before` are the parts that a change did not help."""
 
-    model: type[Model]
     document: Document
-    at: Path
     value: Any
     before: frozenset[Path]
     done: set[Path]
@@ -110,7 +108,7 @@ class _Round:
         around, name = _value_at(self.value, path[:-1]), str(loc[-1])
         if path[-1:] != (name,) or not isinstance(around, dict) or name not in around:
             return False
-        fields = [f for m in models_at(self.model, loc[:-1]) for f in fields_of(m) if f not in around]
+        fields = [f for m in models_at(PipelineSpec, loc[:-1]) for f in fields_of(m) if f not in around]
         close = get_close_matches(name, fields, n=1, cutoff=0.5)
         if not close:
             self.document.doubtful |= _keys_in(around[name])
@@ -125,29 +123,28 @@ class _Round:
         """A stand-in for the part at `path`, or for the part around it where that did not help before."""
         if (path, missing) in self.renamed:
             return True
-        change = _stand_in((*self.at, *path), self.value, self.at, missing)
+        change = _stand_in(path, self.value, missing)
         while change is not None and change.path in self.before:
-            change = _stand_in(change.path[:-1], self.value, self.at, "")
+            change = _stand_in(change.path[:-1], self.value, "")
         if change is None:
             return False
-        below = change.path[len(self.at) :]
         if change.doubt:
-            given = _value_at(self.value, below)
+            given = _value_at(self.value, change.path)
             self.document.doubtful |= _names_in(change.path, given)
             self.document.vague |= _unseen(change.path, given)
-        self.value = _put(self.value, below, change.value)
-        self.now.append(below)
+        self.value = _put(self.value, change.path, change.value)
+        self.now.append(change.path)
         self.done.add(change.path)
         return True
 
 
-def _stand_in(path: Path, value: Any, at: Path, missing: str) -> _Change | None:
+def _stand_in(path: Path, value: Any, missing: str) -> _Change | None:
     """What may stand where the part at `path` of a spec is wrong, or lacks `missing`."""
     match path:
         case ():
             return _Change((missing,), _SECTIONS[missing]) if missing in _SECTIONS else None
         case ("contract", *_):
-            return _of_contract(path, value, at)
+            return _of_contract(path, value)
         case ("sources", "batch" | "stream" as way, int(i), *rest):
             return _of_source((*path[:2], i), way, rest, value)
         case ("lookups", name, *rest):
@@ -166,8 +163,8 @@ def _stand_in(path: Path, value: Any, at: Path, missing: str) -> _Change | None:
     return _Change(path[:1], _SECTIONS.get(str(path[0])))
 
 
-def _of_contract(path: Path, value: Any, at: Path) -> _Change | None:
-    contract = value if at else value.get("contract")
+def _of_contract(path: Path, value: Any) -> _Change | None:
+    contract = value.get("contract")
     columns = contract.get("columns") if isinstance(contract, dict) else None
     match path[1:]:
         case ("columns", str(name), *rest):

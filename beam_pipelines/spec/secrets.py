@@ -73,7 +73,7 @@ def expect_secrets(references: Mapping[str, str | None]) -> dict[str, bytes]:
 
 def secrets_of(spec: PipelineSpec) -> dict[str, str]:
     """The references of the secrets that workers need, by the place in the spec that names each."""
-    raw_key = spec.dead_letters.raw_key if spec.contract.sensitive else None
+    raw_key = spec.dead_letters.raw_key if spec.sensitive else None
     named = {"hmac_key": spec.hmac_reference, "dead_letters.raw_key": raw_key}
     return {place: ref for place, ref in named.items() if ref is not None}
 

@@ -23,7 +23,7 @@ Stored = Mapping[str, Sequence[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Ledger:
+class DoorCounts:
     """Numbers of messages by door; dead letters by `stage:REASON`."""
 
     read: int
@@ -42,7 +42,7 @@ class Outcome:
     rows: dict[int, Any]
     letters: dict[int, tuple[str, ...]]
     panes: dict[Any, dict[str, Any]]
-    ledger: Ledger
+    ledger: DoorCounts
     spoken: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # letters whole: message, failures, raw
     wrong: list[str] = field(default_factory=list)  # a run that failed, a ledger that does not balance, what stands there twice
 
@@ -54,16 +54,16 @@ class Outcome:
         return " ".join(letters) or "dropped"
 
 
-def ledger_of(lines: Sequence[Line], reasons: Mapping[str, int], *, output: str = "rows") -> Ledger:
+def ledger_of(lines: Sequence[Line], reasons: Mapping[str, int], *, output: str = "rows") -> DoorCounts:
     """The ledger of a run or a stream, over all sources."""
     mine = [line for line in lines if line.source]
     late = sum(sum(line.late.values()) for line in mine)
     read, dead, duplicate, filtered = (sum(getattr(line, door) for line in mine) for door in ("read", "dead", "duplicate", "filtered"))
     written = sum(line.written.get(output, 0) for line in mine)
-    return Ledger(read, written, dead, duplicate, filtered, late, dict(reasons))
+    return DoorCounts(read, written, dead, duplicate, filtered, late, dict(reasons))
 
 
-def counts(some_left_out: bool) -> Iterator[tuple[str, Callable[[Ledger], Any]]]:
+def counts(some_left_out: bool) -> Iterator[tuple[str, Callable[[DoorCounts], Any]]]:
     """What of two ledgers must be equal. Where it is not known which of some copies are duplicates, they are one or the other."""
     yield "read", lambda x: x.read
     yield "dead", lambda x: x.dead

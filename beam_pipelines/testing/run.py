@@ -19,7 +19,7 @@ from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.load import LoadedSpec, load_spec, parse_spec
 from beam_pipelines.spec.models import PipelineSpec, Thresholds
-from beam_pipelines.spec.sinks import ParquetSink, Sink
+from beam_pipelines.spec.sinks import LETTERS, ROWS, ParquetSink, Sink
 from beam_pipelines.spec.sources import FileSource, Sources
 from beam_pipelines.testing.encoding import encode
 from beam_pipelines.testing.rows import Record, Rows, records_of
@@ -130,7 +130,7 @@ def unjudged(spec: PipelineSpec) -> PipelineSpec:
 
 def redirected(spec: PipelineSpec, sources: Sources, folder: str) -> PipelineSpec:
     """The spec with these sources, and every output as Parquet in `folder`."""
-    outputs = ["rows", "dead_letters", *spec.aggregates]
+    outputs = [ROWS, LETTERS, *spec.aggregates]
     sinks = tuple(Sink(from_=name, parquet=ParquetSink(path=os.path.join(folder, "out", name))) for name in outputs)
     update = {"sources": sources, "sinks": sinks, "state": os.path.join(folder, "state"), "provenance": "on"}
     return spec.model_copy(update=update)

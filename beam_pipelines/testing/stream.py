@@ -12,14 +12,16 @@ import apache_beam as beam
 import duckdb
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipelines import arrival_clock, back_pressure, draining, durable, metrics
+from beam_pipelines import draining
 from beam_pipelines.arrow.engine import quote
+from beam_pipelines.back_pressure import MOST_BYTES
 from beam_pipelines.edges import Job, Resume
 from beam_pipelines.errors import SpecError
 from beam_pipelines.pipeline import build
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.failures import run_to_end
 from beam_pipelines.runners.prism import expect_no_other
+from beam_pipelines.runners.process_state import begin_anew
 from beam_pipelines.runners.stream import outputs_of
 from beam_pipelines.serving.tables import open_tables
 from beam_pipelines.sinks.epochs import take_epoch
@@ -28,11 +30,11 @@ from beam_pipelines.sinks.run import RunInfo, new_run_id
 from beam_pipelines.sinks.speed_views import scan
 from beam_pipelines.sinks.stream_ledger import StreamLedger, stream_ledger
 from beam_pipelines.spec.load import LoadedSpec
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 from beam_pipelines.spec.sources import PubsubSource, Sources
 from beam_pipelines.testing.quick import quick
 from beam_pipelines.testing.run import Spec, loaded_spec, redirected, shown, unjudged
 from beam_pipelines.testing.timeline import Step, Timeline, played
-from beam_pipelines.transforms import keyed_state
 
 _RUNNER = "BundleBasedDirectRunner"
 
@@ -119,10 +121,8 @@ def play(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
 
 def _played(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
     expect_no_other()
-    for module in (draining, arrival_clock, durable, metrics):
-        module.reset()
-    keyed_state.forget()
-    back_pressure.limit(back_pressure.MOST_BYTES)
+    draining.reset()
+    begin_anew(most_waiting_bytes=MOST_BYTES)
     spec, run_id = loaded.spec, new_run_id()
     run = RunInfo(
         run_id, spec.pipeline, loaded.state, contract=spec.contract.fingerprint, mode="stream", epoch=take_epoch(loaded.state, run_id)
@@ -148,7 +148,7 @@ def stored(loaded: LoadedSpec, *, layer: str) -> dict[str, list[dict[str, Any]]]
 
 
 def _outputs(loaded: LoadedSpec) -> list[str]:
-    return ["rows", "dead_letters", *loaded.spec.aggregates]
+    return [ROWS, LETTERS, *loaded.spec.aggregates]
 
 
 def _rows(tables: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ Only accumulators are shuffled, never rows: a bundle holds one partial per group
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -63,7 +63,8 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     that comes again, by `_source` and `_position`, counts once; then the rows of open windows are kept. Without, each row must come once, and
     only accumulators are kept. `corrected_within` (micros): how far behind the watermark, in event time, a row of a closed window may lie that is
     taken back and counted as stale. `epoch` goes into the panes; windows that had closed before `closed_before` (micros) are never shown again.
-    `sources_in_process` says that all sources run in this process and tell `arrival_clock`: then a backlog costs fewer timers.
+    `sources_in_process` says that all sources run in this process and tell `arrival_clock`: then a backlog costs fewer timers. Where they run in several processes, `most_ahead` (micros) is how late a
+    timer may be for it, and `heed` is called before one is judged: then this process knows whether the stream has ended (`draining`).
 
     `contract`, that of the rows: names, types and measures are judged at once, not when the first batch comes; and its event time is `time`.
 
@@ -85,6 +86,8 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         epoch: int = 0,
         closed_before: int | None = None,
         sources_in_process: bool = False,
+        most_ahead: int | None = None,
+        heed: Callable[[], None] | None = None,
         contract: Contract | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         if spec.windowing is not None and (spec.time or time) is None:
             raise SpecError(f"{name}: windows need a time column.", hint="Set `time`, or the contract's event_time.")
         self._spec, self._name, self._time, self._time_zone, self._apply_lateness = spec, name, spec.time or time, time_zone, apply_lateness
-        self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process, corrected_within)
+        self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process, corrected_within, most_ahead, heed)
 
     def expand(self, stage: Any) -> Aggregated:
         rows, dead, counts = arriving(batches(stage, self._name))

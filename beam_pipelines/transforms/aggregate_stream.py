@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ _coder = RecordBatchCoder()
 class Streaming(NamedTuple):
     """`Aggregate`'s settings for a stream. `ahead`: where the sources of this process are ahead, one timer serves many windows.
 
-    `reach`: as in `Shard`.
+    `reach`: as in `Shard`. `most_ahead`, `heed`: as in `Aggregate`.
     """
 
     corrections: bool = True
@@ -68,6 +68,8 @@ class Streaming(NamedTuple):
     closed_before: int | None = None
     ahead: bool = False
     reach: int = DAY
+    most_ahead: int | None = None
+    heed: Callable[[], None] | None = None
 
 
 class StreamAggregated(NamedTuple):
@@ -238,6 +240,8 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
         if held is None:
             return
         held.timer = None
+        if self._streaming.heed is not None:
+            self._streaming.heed()
         to, drained = timestamp.micros, draining.cut_short(timestamp.micros)
         for step in [(draining.ended_at(), False), (to, True)] if drained else [(to, False)]:
             fired = held.windows.advance(step[0] or to, drained=step[1])
@@ -269,7 +273,7 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
 
     def _new(self, shard: int, schema: pa.Schema) -> _Held:
         plan, types = made_by(schema, self._spec)
-        corrections, epoch, closed_before, _, reach = self._streaming
+        corrections, epoch, closed_before, _, reach, _, _ = self._streaming
         kind = OpenSessions if self._spec.windowing is not None and self._spec.windowing.type == "sessions" else OpenWindows
         of = Shard(self._spec, plan, types, corrections, epoch, closed_before, shard, SHARDS, reach)
         return _Held(kind(of, engine=self._engine), dict(schema.metadata))
@@ -322,12 +326,14 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
 
         A timer that is set stays, unless something is due before it: moved on with every batch it would never fire.
         """
-        ahead = arrival_clock.now() if self._streaming.ahead else None
+        ahead, most = arrival_clock.now() if self._streaming.ahead else None, self._streaming.most_ahead
+        if ahead is not None and most is not None:
+            ahead = min(ahead, at + most)
         timer = max(at, 0 if ahead is None else ahead // _MILLISECOND * _MILLISECOND)
         if held.timer is None or timer < held.timer:
             held.timer = timer
             due.set(min(Timestamp(micros=timer), GlobalWindow().max_timestamp()))
-        if held.timer > at:
+        if held.timer > at and most is None:  # else whoever asks reckons with the most
             durable.owe(held.timer, at)
 
 

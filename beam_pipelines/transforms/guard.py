@@ -101,7 +101,8 @@ class _Journal:
 
 def _journal(guard: Guard) -> _Journal:
     """This thread's journal, opened once. Never synced: it must survive the process, not the machine."""
-    path = Path(guard.folder) / f"{guard.epoch:06d}-{os.getpid()}-{threading.get_native_id()}.work"
+    # Not the number of the process alone: containers that share the folder all count from 1.
+    path = Path(guard.folder) / f"{guard.epoch:06d}-{os.uname().nodename}-{os.getpid()}-{threading.get_native_id()}.work"
     journal: _Journal | None = getattr(_of_thread, "journal", None)
     if journal is None or journal.path != path:
         journal = _of_thread.journal = _Journal(path)

@@ -13,13 +13,13 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipelines.arrow.run_checks import RunChecks, State
 from beam_pipelines.arrow.validate import Check
+from beam_pipelines.commit_elements import CheckState
 
-CHECK, RUN = "check", "run"
 _MERGE_AFTER = 16
 
 
 class Observe(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Row batches to `("check", "run", state as IPC bytes)`, one element per bundle; rows are looked at, none goes on."""
+    """Row batches to `CheckState` for `Commit`, one element per bundle; rows are looked at, none goes on."""
 
     def __init__(self, checks: Sequence[Check]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Observe(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._states:
-            yield WindowedValue((CHECK, RUN, state_bytes(self._checks.merge(self._states))), MIN_TIMESTAMP, [GlobalWindow()])
+            yield WindowedValue(CheckState(state_bytes(self._checks.merge(self._states))), MIN_TIMESTAMP, [GlobalWindow()])
 
 
 def state_bytes(state: State) -> bytes:

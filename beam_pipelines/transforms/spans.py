@@ -15,12 +15,11 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from beam_pipelines.arrow.ranges import union
 from beam_pipelines.arrow.schema import SOURCE
 from beam_pipelines.coders import RecordBatchCoder  # noqa: F401  (registers the element's coder)
-
-SPAN = "span"
+from beam_pipelines.commit_elements import SourceSpans
 
 
 class Spans(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Rows to `("span", source, ((start, end), ...), undated)` for `Commit`: the units of `unit` microseconds in which the `column` of rows of a source
+    """Rows to `SourceSpans` for `Commit`: the units of `unit` microseconds in which the `column` of rows of a source
     lies, and whether some have none; one element per bundle and source. `letters`:
     the batches are dead letters, of which those without a time are of any range."""
 
@@ -50,8 +49,8 @@ class _Spans(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[Any]:
         for source, units in self._units.items():
-            spans = tuple(tuple(r) for r in union((u * self._unit, (u + 1) * self._unit) for u in units))
-            yield WindowedValue((SPAN, source, spans, source in self._undated), MIN_TIMESTAMP, [GlobalWindow()])
+            spans = tuple((r.start, r.end) for r in union((u * self._unit, (u + 1) * self._unit) for u in units))
+            yield WindowedValue(SourceSpans(source, spans, source in self._undated), MIN_TIMESTAMP, [GlobalWindow()])
 
     def _note(self, source: str, times: pa.Array) -> None:
         units = self._units.setdefault(source, set())

@@ -453,6 +453,15 @@ def test_a_text_that_is_not_utf8_at_any_depth_costs_its_own_row(layout: str, dec
             assert split.rows["n"].to_pylist() == [n for n in range(start, stop) if n != 1]
 
 
+@pytest.mark.parametrize("policy", ["keep", "drop", "dead_letter", "fail"])
+def test_a_text_that_is_not_utf8_in_a_given_unknown_column_costs_its_own_row(policy: Any) -> None:
+    batch = with_provenance({"n": pa.array(range(4)), UNKNOWN: four()})
+    split = conform_batch(batch, Contract(columns={"n": Column(type="int64")}, unknown_columns=policy))
+    assert_one_door(split, batch)
+    assert split.dead["message"].to_pylist() == ["_unknown: got a text that is not UTF-8 (byte 0); expected UTF-8"]
+    assert split.rows[UNKNOWN].to_pylist() == ["t0", None, "t3"]
+
+
 def test_what_null_hides_is_no_text() -> None:
     hidden = pa.array([False, True, False, False])
     listed = pa.ListArray.from_arrays(EACH, four(), mask=hidden)

@@ -124,6 +124,20 @@ def test_letters_hide_what_may_quote_a_sensitive_value() -> None:
     assert "Ann" not in str(found)
 
 
+def test_a_sensitive_event_time_is_in_no_letter() -> None:
+    batch = letters("FUTURE", Failure("at.future", "at", "at: got 2999-05-01 01:02:03, which is …"))
+    day = datetime(2999, 5, 1, 1, 2, 3, tzinfo=UTC)
+    time = pa.array([day], pa.timestamp("us", "UTC"))
+    batch = batch.set_column(batch.schema.get_field_index("event_time"), batch.schema.field("event_time"), time)
+    for how, shown, said in (
+        ("redact", None, f"at: the time lies too far after the arrival {HIDDEN}"),
+        (None, day, batch["message"][0].as_py()),
+    ):
+        columns = {"at": Column(type="timestamp", sensitive=how), "name": Column(type="string", sensitive="drop")}
+        found = mask_letters(batch, Contract(columns=columns, event_time="at")).to_pylist()[0]
+        assert (found["event_time"], found["message"], found["failures"][0]["message"]) == (shown, said, said)
+
+
 def test_letters_keep_sealed_bytes_under_a_key() -> None:
     found = mask_letters(letters("DECODE", Failure("json", "", "at byte 3: 'Ann'")), contract(name="redact"), raw_key=KEY)
     assert open_sealed(found.column("raw"), KEY).to_pylist() == [b"raw"]

@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.contract import Column, Contract
-from beam_pipelines.arrow.sensitive import for_letters, sensitive_columns, sensitive_panes
+from beam_pipelines.arrow.sensitive import for_letters, sensitive_anywhere, sensitive_columns, sensitive_panes
 from beam_pipelines.arrow.transform import TransformStep
+from beam_pipelines.edges import raw_key, sealing_key
 from beam_pipelines.runners.direct import run_batch
-from beam_pipelines.spec.load import load_spec
+from beam_pipelines.spec.load import load_spec, parse_spec
+from beam_pipelines.spec.secrets import secrets_of
 
 CONTRACT = Contract(
     columns={
@@ -73,10 +75,26 @@ def test_a_function_sees_no_column_that_was_dropped_before() -> None:
 
 
 def test_a_column_that_a_function_fills_is_quoted_in_no_letter() -> None:
-    assert for_letters(CONTRACT, applied()).sensitive == {"email": "hmac", "phone": "redact", "n": "redact", "short": "hmac"}
+    assert for_letters(CONTRACT, applied()).sensitive == CONTRACT.sensitive | {"n": "redact", "short": "hmac", "made": "redact"}
     assert for_letters(CONTRACT, []).sensitive == CONTRACT.sensitive | {"short": "hmac"}
     with pytest.raises(ValidationError, match="no column 'maid'; did you mean 'made'"):
         applied(sensitive={"maid": "none"})
+
+
+OPEN = Contract(columns={"id": Column(type="int64"), "n": Column(type="int64")})
+
+
+@pytest.mark.parametrize("name", ["made", "n"])
+def test_a_column_that_only_a_step_declares_sensitive_hides_the_record_it_is_made_of(name: str) -> None:
+    steps = applied(sensitive={name: "hmac"})
+    for after in ([], [TransformStep(drop=(name,))], [TransformStep(rename={"other": name})]):
+        assert for_letters(OPEN, [*steps, *after]).sensitive == {name: "hmac"}
+    assert for_letters(OPEN, applied(sensitive={name: "none"})) is OPEN
+
+
+def test_a_column_is_sensitive_before_it_is_dropped_or_has_another_name() -> None:
+    steps = [TransformStep(rename={"mail": "email"}), TransformStep(drop=("phone",))]
+    assert sensitive_anywhere(CONTRACT, steps) == {"email": "hmac", "mail": "hmac", "phone": "redact", "short": "hmac"}
 
 
 def test_panes_that_show_a_value_are_sensitive_and_counts_are_not() -> None:
@@ -84,32 +102,56 @@ def test_panes_that_show_a_value_are_sensitive_and_counts_are_not() -> None:
     assert sensitive_panes(spec, sensitive_columns(CONTRACT)) == {"email": "hmac", "last": "redact"}
 
 
-def test_no_file_of_a_run_holds_a_sensitive_value(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("""
+@pytest.mark.parametrize(
+    ("column", "said"), [("{type: string, sensitive: redact}", ""), ("{type: string}", ", sensitive: {copy: redact, email: redact}")]
+)
+def test_no_file_of_a_run_holds_a_sensitive_value(tmp_path: Path, column: str, said: str) -> None:
+    """Whether the contract says that it is sensitive, or the step that takes it over."""
+    (tmp_path / "p.yaml").write_text(f"""
 spec: 1
 pipeline: people
 contract:
   columns:
-    id: {type: int64, required: true, max: 5}
-    email: {type: string, sensitive: redact}
-sources: {batch: [{files: in.jsonl, format: json}]}
-checks: [{name: not_the_third, expr: "copy NOT LIKE '%t3@%'"}]
+    id: {{type: int64, required: true, max: 5}}
+    email: {column}
+sources: {{batch: [{{files: in.jsonl, format: json}}]}}
+checks: [{{name: not_the_third, expr: "copy NOT LIKE '%t3@%'"}}]
 transform:
-  - set: {host: "split_part(email, '@', 2)"}
-  - apply: {function: "tests.arrow.user_functions:copies_email", columns: {copy: string}}
-  - rename: {mail: email}
+  - apply: {{function: "tests.arrow.user_functions:copies_email", columns: {{copy: string, email: string}}{said}}}
+  - set: {{host: "split_part(email, '@', 2)"}}
+  - rename: {{mail: email}}
 aggregates:
-  hosts: {group_by: [host], measures: {last: max(mail), n: count()}}
+  hosts: {{group_by: [host], measures: {{last: max(mail), n: count()}}}}
 sinks:
-  - {from: rows, jsonl: {path: out/rows.jsonl}}
-  - {from: hosts, jsonl: {path: out/hosts.jsonl}}
-  - {from: dead_letters, jsonl: {path: out/dead.jsonl}}
+  - {{from: rows, jsonl: {{path: out/rows.jsonl}}}}
+  - {{from: hosts, jsonl: {{path: out/hosts.jsonl}}}}
+  - {{from: dead_letters, jsonl: {{path: out/dead.jsonl}}}}
 """)
-    rows = [{"id": n, "email": f"secret{n}@hidden.example"} for n in range(8)] + [{"id": "secret9", "email": "secret9@hidden.example"}]
+    rows: list[dict[str, object]] = [{"id": n, "email": f"secret{n}@hidden.example"} for n in range(8)]
+    rows.append({"id": "secret9", "email": "secret9@hidden.example"})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert run_batch(load_spec(tmp_path / "p.yaml")).status == "success"
+    spec = load_spec(tmp_path / "p.yaml")
+    assert any("raw bytes of dead letters are left out" in note for note in spec.notes)
+    assert run_batch(spec).status == "success"
     written = [p for p in [*(tmp_path / "out").rglob("*"), *(tmp_path / ".beam_pipelines").rglob("*")] if p.is_file()]
     assert len(written) > 3
     for path in written:
         assert b"hidden.example" not in path.read_bytes(), path
         assert b"secret1" not in path.read_bytes(), path
+    letters = [json.loads(line) for line in (tmp_path / "out" / "dead.jsonl").read_text().splitlines()]
+    assert sorted((letter["reason"], letter["raw"]) for letter in letters) == [*[("CHECK", None)] * 3, ("TYPE", None)]
+
+
+def test_a_stream_seals_what_only_a_step_declares_sensitive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its archive under the key, or it does not start (`tests/cli/test_run_stream.py`)."""
+    monkeypatch.setenv("RAW_KEY", "00" * 32)
+    text = """{spec: 1, pipeline: p, contract: {columns: {id: {type: int64}}}, sources: {stream: [{pubsub: projects/p/subscriptions/s, format: json}]},
+        dead_letters: {raw_key: env:RAW_KEY}, sinks: [{from: rows, parquet: {path: out}}],
+        transform: [{apply: {function: 'm:f', columns: {made: string}, sensitive: {made: redact}}}]}"""
+    for written, key in ((text, bytes(32)), (text.replace("redact", "none"), None)):
+        spec = parse_spec(written, path="p.yaml").spec
+        seals, opens = sealing_key(spec), raw_key(spec)
+        assert (seals and seals()) == key
+        assert opens is not None
+        assert opens() == bytes(32), "what an earlier version has sealed is read"
+        assert ("dead_letters.raw_key" in secrets_of(spec)) == (key is not None)

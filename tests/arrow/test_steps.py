@@ -102,6 +102,14 @@ def test_apply_rejects_exactly_the_rows_on_which_the_function_raises(xs: list[in
     assert all("ZeroDivisionError" in m or "TypeError" in m for m in split.dead["message"].to_pylist())
 
 
+@pytest.mark.parametrize(("function", "kind"), [("text_as_it_is", "string"), ("texts_as_they_are", "list<string>")])
+def test_a_text_that_is_not_utf8_is_the_fault_of_its_row(function: str, kind: str) -> None:
+    split = transform_batch(with_provenance({"x": [b"a", b"\xff", None, b"c"]}), [apply(function, y=kind)])
+    assert (split.dead["position"].to_pylist(), split.dead["reason"].to_pylist()) == ([1], ["APPLY"])
+    assert "y: got a text that is not UTF-8" in split.dead["message"][0].as_py()
+    assert split.rows["x"].to_pylist() == [b"a", None, b"c"]
+
+
 def test_apply_finds_one_bad_row_in_logarithmic_calls() -> None:
     user_functions.CALLS.clear()
     batch = with_provenance({"x": [1] * 700 + [0] + [1] * 299})

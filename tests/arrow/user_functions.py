@@ -56,6 +56,19 @@ def list_of_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch({"y": [[str(x)] for x in batch["x"].to_pylist()]})
 
 
+def as_it_is(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch
+
+
+def text_as_it_is(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Bytes called a text, whatever they are."""
+    return pa.record_batch({"y": pa.array(batch["x"].to_pylist(), pa.binary()).view(pa.string())})
+
+
+def texts_as_they_are(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return pa.record_batch({"y": pa.ListArray.from_arrays(list(range(batch.num_rows + 1)), text_as_it_is(batch)["y"])})
+
+
 def list_of_nothing(batch: pa.RecordBatch) -> pa.RecordBatch:
     """An empty list, of no type."""
     return pa.record_batch({"y": [[]] * batch.num_rows})

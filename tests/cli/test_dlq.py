@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beam_pipelines.cli.main import command, run_command
 from beam_pipelines.sinks.epochs import take_epoch
+from beam_pipelines.sinks.results import write_run
 from tests.cli.conftest import Call, written_orders
+from tests.runs import read_run
 
 KEY = "00" * 32
 
@@ -150,7 +154,7 @@ def test_letters_of_a_run_that_passed_its_threshold_are_inspected_by_its_id(call
     open_orders.write_text(open_orders.read_text() + "thresholds: {dead_letters: 0.01}\n")
     out = call("run", open_orders, "--run-id", "bad", code=1).out
     assert f"Its 3 dead letters are kept in {open_orders.parent}/lake/dead_letters/.failed: beam-pipelines dlq inspect" in out
-    assert "The newest run, bad, failed; its 3 letters are apart: say --run bad." in call("dlq", "inspect", open_orders, code=2).err
+    assert "Batch bad failed; its 3 letters are apart: say --run bad." in call("dlq", "inspect", open_orders, code=2).err
     told = call("dlq", "inspect", open_orders, "--run", "bad").out
     assert "3 records refused" in told
     assert "| 2,2024-05-01T10:30:00Z,north,abc," in told
@@ -162,6 +166,29 @@ def test_letters_of_a_run_that_passed_its_threshold_are_inspected_by_its_id(call
     assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "good", "--where", "TRUE -- all").out
     assert "3 records refused" in call("dlq", "inspect", open_orders, "--run", "bad").out
     assert "run 'none': no such run" in call("dlq", "inspect", open_orders, "--run", "none", code=1).err
+
+
+def test_batches_that_failed_are_named_whatever_ran_since_until_one_over_the_same_range_succeeds(call: Call, open_orders: Path) -> None:
+    open_orders.write_text(open_orders.read_text() + "thresholds: {dead_letters: 0.01}\n")
+    for run_id in ("b1", "b2"):
+        call("run", open_orders, "--run-id", run_id, code=1)
+    state = str(open_orders.parent / ".beam_pipelines" / "orders")
+    bad = read_run(state, "b1")
+
+    def ran(run_id: str, **how: Any) -> None:
+        about = replace(bad.metadata, run_id=run_id, started_at="2999-01-01T00:00:00Z", **how)
+        write_run(state, replace(bad, metadata=about, status="success", kept_letters=None))
+
+    def told() -> str:
+        return call("dlq", "inspect", open_orders, code=2).err
+
+    both = "Batch b2 failed; its 3 letters are apart: say --run b2. Batch b1 failed; its 3 letters are apart: say --run b1."
+    assert both in told()
+    ran("a_stream", mode="stream")
+    ran("another_day", range=("2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"))
+    assert both in told()
+    ran("all")
+    assert "Batch" not in told()
 
 
 def test_letters_of_a_run_without_a_record_and_starts_that_were_killed_are_inspected_by_their_id(call: Call, open_orders: Path) -> None:

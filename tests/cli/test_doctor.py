@@ -255,7 +255,11 @@ def test_a_check_that_hangs_or_breaks_ends_no_other(silent_port: int) -> None:
     def breaks() -> Iterator[findings.Finding]:
         yield findings.Finding("third", "good", f"{1 // 0}")
 
-    checks = [findings.Check("second", hangs, late="not looked at"), findings.Check("third", breaks), findings.Check("fourth", lambda: ())]
+    checks = [
+        findings.DoctorCheck("second", hangs, late="not looked at"),
+        findings.DoctorCheck("third", breaks),
+        findings.DoctorCheck("fourth", lambda: ()),
+    ]
     assert findings.look_at(checks, patience_s=0.2) == [
         findings.Finding("first", "good", "seen"),
         findings.Finding("second", "not looked at", "not done within 0.2 s", findings.LATE["not looked at"]),
@@ -264,8 +268,8 @@ def test_a_check_that_hangs_or_breaks_ends_no_other(silent_port: int) -> None:
 
 
 def test_checks_that_cannot_be_made_are_a_finding() -> None:
-    def breaks() -> Iterator[findings.Check]:
-        yield findings.Check("first", lambda: [findings.Finding("first", "good", "")])
+    def breaks() -> Iterator[findings.DoctorCheck]:
+        yield findings.DoctorCheck("first", lambda: [findings.Finding("first", "good", "")])
         raise SpecError("no such thing.", hint="Name another.")
 
     assert findings.look_at(findings.checks_of("outputs", breaks)) == [
@@ -277,9 +281,9 @@ def test_a_check_left_behind_ends_with_the_process_and_its_exit_code_stays() -> 
     code = """
 import atexit, sys, threading
 from beam_pipelines.cli.main import leave
-from beam_pipelines.runners.findings import Check, look_at
+from beam_pipelines.runners.findings import DoctorCheck, look_at
 atexit.register(print, "Python ended")
-hangs = Check("hangs", lambda: threading.Event().wait() or ())
+hangs = DoctorCheck("hangs", lambda: threading.Event().wait() or ())
 print(look_at([hangs] if sys.argv[1] == "hangs" else [], patience_s=0.0)[:0])
 leave(1)
 """

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beam_pipelines.cli.show import show_run, show_table
@@ -170,6 +171,31 @@ def test_sensitive_columns_are_seen_nowhere(call: Call, ran_orders: Path) -> Non
     ):
         assert "secret" not in call(*verb).out
     assert "(record not kept)" in call("dlq", "inspect", ran_orders).out
+
+
+PEOPLE = """spec: 1
+pipeline: people
+contract:
+  columns:
+    id:    {type: int64}
+    mail:  {type: string, path: person.mail, sensitive: redact}
+    phone: {type: string, sensitive: redact}
+transform: [{rename: {address: mail}}, {drop: [phone]}]
+aggregates: {newest: {group_by: [id], measures: {last: max(address)}}}
+sources: {batch: [{files: people.parquet, format: parquet}]}
+sinks: [{from: rows, csv: {path: rows.csv}}, {from: newest, csv: {path: newest.csv}}]
+"""
+
+
+def test_a_preview_hides_what_is_sensitive_under_every_name_it_has_on_its_way(call: Call, tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"id": 1, "person": {"mail": "secret@a.b"}, "phone": "secret"}]), tmp_path / "people.parquet")
+    of_a_step = "{apply: {function: 'tests.arrow.user_functions:as_it_is', columns: {mail: string}, sensitive: {mail: redact}}}, {rename"
+    first_said = PEOPLE.replace("person.mail, sensitive: redact", "person.mail").replace("{rename", of_a_step)
+    for name, text in (("contract", PEOPLE), ("step", first_said)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        out = call("preview", tmp_path / f"{name}.yaml").out
+        assert "aggregate newest   1 -> 1 panes" in out
+        assert "secret" not in out
 
 
 def test_a_preview_shows_what_each_stage_does_and_writes_nothing(call: Call, orders: Path) -> None:

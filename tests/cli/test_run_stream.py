@@ -13,11 +13,12 @@ from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.prism_binary import VARIABLE
 from beam_pipelines.runners.stream import StreamCall, run_stream
 from beam_pipelines.sinks.epochs import latest_epoch
-from beam_pipelines.sinks.results import RunResults, metadata, read_run, write_run
+from beam_pipelines.sinks.results import RunResults, metadata, write_run
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.spec.load import load_spec
 from tests.cli.conftest import Call, Start
 from tests.pubsub_servers import PubsubServer
+from tests.runs import read_run
 
 SPEC = """spec: 1
 pipeline: readings
@@ -167,6 +168,11 @@ def test_a_wrong_call_is_one_sentence(call: Call, spec: Path, words: list[str], 
         ("deduplicate: {within: 1h}", "deduplicate: {}", "needs 'within': a stream cannot remember every key for ever"),
         ("sensor: {type: string,", "sensor: {type: string, sensitive: redact,", "Name a key they are sealed with"),
         ("sensor: {type: string,", "sensor: {type: string, sensitive: hmac,", "Name a key they are sealed with"),
+        (
+            "sources:",
+            "transform: [{apply: {function: 'm:f', columns: {made: string}, sensitive: {made: hmac}}}]\nsources:",
+            "Name a key they are sealed with",
+        ),
     ],
 )
 def test_a_spec_that_cannot_be_a_stream_is_one_sentence(call: Call, spec: Path, text: str, instead: str, says: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from beam_pipelines.runners.dataflow.job import Call
+from beam_pipelines.runners.dataflow.job import DataflowCall
 from tests.cloud.dataflow_service import DataflowService, running_service
 from tests.cloud.dataflow_specs import JOB, flights
 from tests.cloud.gcs_server import GcsServer
@@ -45,6 +45,6 @@ def lake(gcs: GcsServer, batches_with_ids: None, monkeypatch: pytest.MonkeyPatch
     return f"gs://{bucket}/lake"
 
 
-def call(service: DataflowService, lake: str, mode: Any = "batch", *, run_id: str | None = None, **settings: Any) -> Call:
+def call(service: DataflowService, lake: str, mode: Any = "batch", *, run_id: str | None = None, **settings: Any) -> DataflowCall:
     job = replace(JOB, temp_location=lake.removesuffix("lake") + "tmp", **settings)
-    return Call(job, mode, run_id, flags=("--no_auth", f"--dataflow_endpoint={service.url}"))
+    return DataflowCall(job, mode, run_id, flags=("--no_auth", f"--dataflow_endpoint={service.url}"))

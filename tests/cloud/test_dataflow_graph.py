@@ -16,7 +16,7 @@ import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_pipelines.runners.dataflow.graph import MOST_BYTES, Graph
-from beam_pipelines.runners.dataflow.job import Call, submit
+from beam_pipelines.runners.dataflow.job import DataflowCall, submit
 from tests.cloud.dataflow_specs import FLIGHTS, JOB, PLAIN, flights, loaded
 from tests.cloud.gcs_server import GcsServer
 
@@ -60,7 +60,7 @@ def lake(gcs: GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def proto_of(folder: Path, text: str, mode: Any, **parameters: str) -> tuple[Any, Graph]:
     """Beam's proto as the service would get it, and our description of it."""
-    built = submit(loaded(folder, text, **parameters), Call(replace(JOB, graph=str(folder / "graph.json")), mode, "r1"))
+    built = submit(loaded(folder, text, **parameters), DataflowCall(replace(JOB, graph=str(folder / "graph.json")), mode, "r1"))
     return built._result.job.proto_pipeline, msgspec.json.decode((folder / "graph.json").read_bytes(), type=Graph)
 
 

@@ -24,12 +24,15 @@ from beam_pipelines.errors import RunError, SinkError, SourceError, SpecError
 from beam_pipelines.places import list_files, read_bytes
 from beam_pipelines.pubsub_service import EMULATOR
 from beam_pipelines.runners.beam_options import Options
-from beam_pipelines.runners.dataflow.job import Call, submit
-from beam_pipelines.runners.dataflow.service import jobs_of, remembered
+from beam_pipelines.runners.dataflow import starts
+from beam_pipelines.runners.dataflow.job import DataflowCall, submit
+from beam_pipelines.runners.dataflow.service import jobs_of, remembered, taken_starts
+from beam_pipelines.runners.dataflow.starts import certain
 from beam_pipelines.sinks.epochs import all_starts, job_page, latest_epoch
 from beam_pipelines.sinks.reached import Reached, write_progress
 from beam_pipelines.sinks.results import RunResults, find_run, metadata, write_run
 from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sources.pubsub_messages import AHEAD_MICROS
 from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
 from tests.cloud.dataflow_lake import call
@@ -145,13 +148,16 @@ def test_a_launch_that_would_replace_a_job_starts_one_where_none_runs(service: D
     assert (again.run.epoch, service.jobs[1]["replaceJobId"]) == (1, service.jobs[0]["id"])
 
 
+@pytest.mark.parametrize(("arrival", "ahead"), [("", 0), (", arrival: {attribute: departed_at}", AHEAD_MICROS)])
 def test_a_next_start_has_everything_delivered_again_that_open_windows_need(
-    service: DataflowService, lake: str, emulator: PubsubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: DataflowService, lake: str, emulator: PubsubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrival: str, ahead: int
 ) -> None:
+    """Where an attribute says when a message arrived, it may have been published that much earlier."""
     topic, subscription = emulator.pair(retain_acked_messages=True, message_retention_duration=Duration(seconds=7 * 86_400))
     emulator.publish(topic, b"acknowledged")
     emulator.ack(subscription, emulator.take(subscription, 1))
-    spec = loaded(tmp_path, change={SUBSCRIPTION: subscription}, lake=lake)
+    change = {SUBSCRIPTION: subscription, "format: json}]\nded": f"format: json{arrival}}}]\nded"}
+    spec = loaded(tmp_path, change=change, lake=lake)
     submit(spec, call(service, lake, "stream", run_id="s1"))
     service.jobs[0]["currentState"] = "JOB_STATE_CANCELLED"
     reached = time.time_ns() // 1_000
@@ -164,9 +170,32 @@ def test_a_next_start_has_everything_delivered_again_that_open_windows_need(
         second = submit(spec, begins)
     assert (second.run.epoch, len(service.jobs)) == (2, 2)
     [sought] = [SeekRequest.pb().FromString(request) for request in gate.requests["Seek"]]
-    since = reached - 2 * horizon(spec.spec) - 1_000_000  # a drained job may have noted the end of an open window
+    since = reached - 2 * horizon(spec.spec) - 1_000_000 - ahead  # a drained job may have noted the end of an open window
     assert (sought.subscription, sought.time.ToMicroseconds()) == (subscription, since)
     assert texts(emulator.take(subscription, 1)) == ["acknowledged"]
+
+
+def test_a_watermark_that_no_message_can_have_said_is_no_progress(tmp_path: Path) -> None:
+    """A clock in the future moves Dataflow's; to seek there would acknowledge all that waits."""
+    spec = loaded(tmp_path, lake=str(tmp_path / "lake"))
+    before = time.time_ns() // 1_000
+    write_progress(spec.state, 1, Reached(2 * before))
+    reached = certain(spec.spec, spec.state).watermark_micros
+    assert reached is not None
+    assert before <= reached + horizon(spec.spec) + 1_000_000 <= time.time_ns() // 1_000
+
+
+def test_a_start_that_is_refused_does_not_make_one_of_the_same_id_undone(
+    service: DataflowService, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = loaded(tmp_path, lake=lake)
+    submit(spec, call(service, lake, "stream", run_id="s1"))
+    service.jobs[0]["currentState"] = "JOB_STATE_CANCELLED"
+    monkeypatch.setattr(starts, "go_back", lambda subscription, micros, *, ahead: micros)
+    monkeypatch.setattr(service, "create", lambda body: setattr(service, "refuse", 403) or {})
+    with pytest.raises(RunError):
+        submit(spec, call(service, lake, "stream", run_id="s1"))
+    assert (latest_epoch(spec.state), [*taken_starts(spec.state)]) == (2, [1, 2]), "the first ran: what it acknowledged is needed again"
 
 
 def test_a_next_start_that_cannot_go_back_takes_no_epoch(
@@ -252,7 +281,7 @@ def _launcher(lake: str, **owner: str) -> None:
         write_bytes(path, json.dumps(claim).encode())
 
 
-def _from_elsewhere(spec: LoadedSpec, called: Call, lake: str) -> None:
+def _from_elsewhere(spec: LoadedSpec, called: DataflowCall, lake: str) -> None:
     """As from another machine: a claim of a process that has ended on this one is taken over anyway."""
     _launcher(lake, machine="elsewhere/boot/namespace")
     submit(spec, called)

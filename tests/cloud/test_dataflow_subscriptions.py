@@ -47,6 +47,14 @@ def test_a_time_before_what_is_kept_is_refused(emulator: PubsubServer) -> None:
         go_back(subscription, now() - 3 * HOUR_MICROS)
 
 
+@pytest.mark.parametrize(("ahead_h", "back_h"), [(0, 0.5), (1, 1.5), (24, 2)])
+def test_what_a_message_may_be_ahead_is_gone_back_as_far_as_it_is_kept(emulator: PubsubServer, ahead_h: int, back_h: float) -> None:
+    _, subscription = emulator.pair(retain_acked_messages=True, message_retention_duration=Duration(seconds=7_200))
+    begun = now()
+    found = go_back(subscription, begun - HOUR_MICROS // 2, ahead=ahead_h * HOUR_MICROS)
+    assert 0 <= found - (begun - int(back_h * HOUR_MICROS)) <= now() - begun
+
+
 def test_a_subscription_that_is_not_there_is_named(emulator: PubsubServer) -> None:
     with pytest.raises(SourceError, match="there is no such subscription"):
         go_back(f"projects/{emulator.project}/subscriptions/nobodys", now())

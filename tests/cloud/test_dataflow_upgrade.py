@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from beam_pipelines.cli.main import command, run_command
 from beam_pipelines.errors import RunError
 from beam_pipelines.runners.dataflow.job import submit
+from beam_pipelines.runners.dataflow.service import HandedIn, remember
 from beam_pipelines.runners.dataflow.settings import DATAFLOW, SPEC_LABEL
 from beam_pipelines.runners.dataflow.starts import delivered_again
 from beam_pipelines.runners.versions import versions_here
 from beam_pipelines.sinks.epochs import Ran, all_starts, latest_epoch, newest_start, take_epoch, what_ran
+from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.sinks.reached import Reached, write_progress
 from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.cloud
 
 CHECKED = {"deduplicate:": "checks: [{name: low, expr: delay < 500}]\ndeduplicate:"}
 LONGER = {"within: 2h": "within: 3h"}
+MOVED = {"${lake}/by_hour": "${lake}/hours"}
 RENAMED_FIELD = {"key: [flight]": "key: [at]"}
 Upgrade = Callable[..., tuple[int, str, str]]
 
@@ -85,10 +89,12 @@ def test_an_update_that_the_service_refuses_leaves_the_record_as_it_was(
         return {}
 
     monkeypatch.setattr(service, "create", refuses)
-    before = all_starts(running.state)
+    before, outputs = all_starts(running.state), read_outputs(running.state)
+    assert outputs is not None
     with pytest.raises(RunError):
-        submit(loaded(tmp_path, change=CHECKED, lake=lake), call(service, lake, "stream", update=True))
+        submit(loaded(tmp_path, change=CHECKED | MOVED, lake=lake), call(service, lake, "stream", update=True))
     assert all_starts(running.state) == before
+    assert read_outputs(running.state) == outputs, "readers look where the job at work writes"
 
 
 def test_a_version_whose_state_goes_on_takes_over_by_an_update(running: LoadedSpec, service: DataflowService, upgrade: Upgrade) -> None:
@@ -136,6 +142,35 @@ def test_once_the_job_has_ended_it_takes_over_by_a_start(
     said = json.loads(upgrade("--dry-run", "--json", change=LONGER)[1])
     assert said["takes_over"] == {"by": "start", "reads_again": True, "read_again_since_micros": since}
     assert len(service.jobs) == 1
+
+
+def test_a_start_whose_job_the_service_refused_is_none_that_a_version_is_judged_against(
+    running: LoadedSpec, service: DataflowService, lake: str, tmp_path: Path, upgrade: Upgrade
+) -> None:
+    service.jobs[0]["currentState"] = "JOB_STATE_CANCELLED"
+    refused = HandedIn("s2", "stream", str(JOB.project), str(JOB.region), "flights")
+    take_epoch(running.state, "s2", ran=Ran.of(loaded(tmp_path, change=RENAMED_FIELD, lake=lake)))
+    remember(running.state, refused)
+    lines = upgrade("--dry-run")[1].splitlines()
+    assert (lines[0].startswith("upgrade flights: against start 1, run s1, since 20"), lines[1]) == (True, "nothing differs")
+    remember(running.state, replace(refused, taken=True))
+    assert upgrade("--dry-run")[1].startswith("upgrade flights: against start 2, run s2, since 20")
+
+
+def test_a_first_start_that_the_service_refused_never_ran(
+    service: DataflowService, lake: str, tmp_path: Path, upgrade: Upgrade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = loaded(tmp_path, change=RENAMED_FIELD, lake=lake)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(service, "create", lambda body: setattr(service, "refuse", 403) or {})
+        with pytest.raises(RunError):
+            submit(spec, call(service, lake, "stream", run_id="s1"))
+    service.refuse = 0
+    assert (latest_epoch(spec.state), read_outputs(spec.state)) == (1, None)
+    assert upgrade("--dry-run")[1].splitlines() == [
+        "upgrade flights: no stream of this state has ever started; this is its first start",
+        "takes over by a start: nothing is read again",
+    ]
 
 
 def test_what_would_spoil_what_is_stored_is_refused_as_elsewhere(running: LoadedSpec, service: DataflowService, upgrade: Upgrade) -> None:

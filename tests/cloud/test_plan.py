@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from beam_pipelines.cli.plan import plan
 from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.dataflow.graph import Graph, Step
-from beam_pipelines.runners.dataflow.job import Call, submit
+from beam_pipelines.runners.dataflow.job import DataflowCall, submit
 from beam_pipelines.runners.dataflow.plan import Change, compare
 from tests.cloud.dataflow_specs import JOB, PLAIN, loaded
 
@@ -89,7 +89,7 @@ def test_the_type_of_what_a_measure_reads_is_part_of_the_state(tmp_path: Path) -
 
 
 def test_a_graph_that_was_kept_is_as_good_as_its_spec(tmp_path: Path) -> None:
-    submit(loaded(tmp_path), Call(replace(JOB, graph=str(tmp_path / "kept.json")), "stream", "r1"))
+    submit(loaded(tmp_path), DataflowCall(replace(JOB, graph=str(tmp_path / "kept.json")), "stream", "r1"))
     assert planned(tmp_path, PLAIN, against="kept.json") == (0, {"compatible": True, "changes": []})
     code, found = planned(tmp_path, PLAIN, ("size: 1h", "size: 2h"), against="kept.json")
     assert (code, len([c for c in found["changes"] if c["breaks"]])) == (1, 2)  # the windows, and the horizon with them

@@ -260,5 +260,11 @@ def test_a_part_that_does_not_start_is_named_with_its_log_and_nothing_is_left(tm
     assert find_cluster(tmp_path / "cluster") is None
 
 
+def test_slots_are_spread_evenly_over_task_managers(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"3 slots cannot be spread evenly over 2 task managers\. Ask for 4\."):
+        start_cluster(tmp_path / "cluster", slots=3, task_managers=2)
+    assert not (tmp_path / "cluster" / "cluster.json").exists()
+
+
 def test_the_folder_is_the_users_cache_unless_named(tmp_path: Path) -> None:
     assert cluster_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "beam_pipelines" / "cluster"

@@ -23,7 +23,7 @@ from beam_pipelines.spec.load import LoadedSpec, load_spec
 from beam_pipelines.testing import parity
 from beam_pipelines.testing.outcomes import failed, ledger_of, letters_of, twice
 from beam_pipelines.testing.stream import play, stored
-from tests.parity.outcomes import Ledger, Outcome, Pane
+from tests.parity.outcomes import DoorCounts, Outcome, Pane
 from tests.parity.specs import MEASURES, NAME, SUBSCRIPTION, Setting
 from tests.parity.timelines import Message, Timeline, delivered, steps
 
@@ -96,7 +96,7 @@ def _stale(count: tuple[Any, ...]) -> tuple[int, int]:
 # ── what is stored ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _outcome(loaded: LoadedSpec, ledger: Ledger, layer: str, wrong: Sequence[str]) -> Outcome:
+def _outcome(loaded: LoadedSpec, ledger: DoorCounts, layer: str, wrong: Sequence[str]) -> Outcome:
     """Everything readers see of a layer."""
     found = stored(loaded, layer=layer)
     spoken = letters_of(found["dead_letters"])

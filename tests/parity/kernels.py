@@ -41,7 +41,7 @@ from beam_pipelines.testing.timeline import messages_batch
 from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows
 from beam_pipelines.transforms.prepare import row_program
 from tests.parity.graph import FAR, panes_of, rows_of, spec_in
-from tests.parity.outcomes import Ledger, Outcome
+from tests.parity.outcomes import DoorCounts, Outcome
 from tests.parity.specs import NAME, SUBSCRIPTION, Setting
 from tests.parity.timelines import Message, Timeline, delivered, micros
 
@@ -85,7 +85,7 @@ def as_batch(timeline: Timeline, setting: Setting) -> Outcome:
         rows = rows.filter(pa.array(~duplicate_mask(digests(rows, how), within=how.within, keep=how.keep))).drop_columns([KEY_HASH])
     made = aggregate_batch(rows, spec.aggregates[NAME], name=NAME, time="at", apply_lateness=True)
     letters = dead.to_pylist() + made.dead.to_pylist()
-    ledger = Ledger(
+    ledger = DoorCounts(
         len(seen), rows.num_rows, dead.num_rows, before - rows.num_rows, filtered.num_rows, made.dead.num_rows, _reasons(letters)
     )
     return _outcome(rows.to_pylist(), letters, made.panes.to_pylist(), ledger)
@@ -200,7 +200,7 @@ class _Stream:
             if key not in newest or pane["_pane_index"] > newest[key]["_pane_index"]:
                 newest[key] = pane
         late = [x for x in letters if x["stage"] == "aggregate"]
-        ledger = Ledger(
+        ledger = DoorCounts(
             len(numbers), len(rows), len(letters) - len(late), len(self.gone), len(self.filtered), len({x["position"] for x in late}),
             _reasons(letters),
         )  # fmt: skip
@@ -213,6 +213,8 @@ def _reasons(letters: Sequence[dict[str, Any]]) -> dict[str, int]:
     return dict(Counter(f"{x['stage']}:{x['reason']}" for x in letters))
 
 
-def _outcome(rows: Sequence[dict[str, Any]], letters: Sequence[dict[str, Any]], panes: Sequence[dict[str, Any]], ledger: Ledger) -> Outcome:
+def _outcome(
+    rows: Sequence[dict[str, Any]], letters: Sequence[dict[str, Any]], panes: Sequence[dict[str, Any]], ledger: DoorCounts
+) -> Outcome:
     spoken = letters_of(letters)
     return Outcome(rows_of(rows), {n: tuple(s[0] for s in said) for n, said in spoken.items()}, panes_of(panes), ledger, spoken)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from beam_pipelines.testing.outcomes import Ledger
+from beam_pipelines.testing.outcomes import DoorCounts
 from beam_pipelines.testing.outcomes import Outcome as Stored
 
-__all__ = ["Ledger", "Outcome", "Pane", "Window", "same_measures"]
+__all__ = ["DoorCounts", "Outcome", "Pane", "Window", "same_measures"]
 
 Window = tuple[int, int]
 """Start and end in microseconds since 1970."""

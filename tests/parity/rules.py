@@ -22,7 +22,7 @@ import pyarrow as pa
 from beam_pipelines.arrow.contract import Column, Contract
 from beam_pipelines.arrow.duplicates import CONTENT, comparison, digests
 from beam_pipelines.arrow.schema import PROVENANCE, UTC_MICROS, provenance
-from tests.parity.outcomes import Ledger, Outcome, Window
+from tests.parity.outcomes import DoorCounts, Outcome, Window
 from tests.parity.specs import SUBSCRIPTION, Setting
 from tests.parity.timelines import NEVER, Message, micros
 
@@ -76,7 +76,7 @@ def ruled(messages: Sequence[Message], setting: Setting, *, compared_late: int |
         else:
             aggregated.append(row)
     reasons = Counter(text for texts in letters.values() for text in texts)
-    ledger = Ledger(len(messages), len(stay), dead, len(valid) - len(stay), filtered, late, dict(reasons))
+    ledger = DoorCounts(len(messages), len(stay), dead, len(valid) - len(stay), filtered, late, dict(reasons))
     panes = {(window, group): _measures(rows) for window, group, rows in _windows(aggregated, setting)}
     return Outcome({row.number: row.shown for row in stay}, letters, panes, ledger)
 

@@ -25,7 +25,7 @@ from beam_pipelines.arrow.schema import MESSAGES, provenance
 from beam_pipelines.cli.main import command, run_command
 from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.formats.archive import write_messages
-from beam_pipelines.runners.backfill import Ended, Plan, alone, backfill_id, begin, done_steps, newest_plan, run_steps
+from beam_pipelines.runners.backfill import BackfillPlan, Ended, alone, backfill_id, begin, done_steps, newest_plan, run_steps
 from beam_pipelines.runners.backfill_steps import Step, check_steps, clock_of, cut, default_stride, parse_stride, stale_pieces
 from beam_pipelines.serving.tables import open_tables, stale_table
 from beam_pipelines.sinks.claims import claim, release
@@ -233,13 +233,13 @@ def test_the_same_call_finds_its_steps_again_and_what_changes_the_answer_begins_
 WRITES = "import sys; from beam_pipelines.sinks.results import *; from beam_pipelines.sinks.run import *; r = RunInfo(sys.argv[2], 'p', sys.argv[1]); write_run(r.state, RunResults(metadata(r, finished_at=utc_now()), sys.argv[3])); "
 
 
-def plan_of(state: Path, steps: int = 4) -> Plan:
+def plan_of(state: Path, steps: int = 4) -> BackfillPlan:
     return begin(
         str(state), "backfill-x", [Step(n * DAY, (n + 1) * DAY, "batch") for n in range(steps)], pipeline="p", asked="days", step="1d"
     )
 
 
-def child(state: Path, code: str, status: str = "success") -> Callable[[Plan, int], list[str]]:
+def child(state: Path, code: str, status: str = "success") -> Callable[[BackfillPlan, int], list[str]]:
     return lambda plan, number: [sys.executable, "-c", WRITES + code, str(state), plan.run_id(number), status, str(number)]
 
 

@@ -14,8 +14,7 @@ from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.utils.counters import CounterFactory
 
 from beam_pipelines.runners import bundle_ends
-from beam_pipelines.runners.prism import run_on_prism
-from tests.prism import prism_program
+from tests.prism import prism_program, run_on_prism
 from tests.runners.prism_source import Gather, numbers, reset
 
 LONG_S = 0.8  # until Beam samples every 100 ms

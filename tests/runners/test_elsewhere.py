@@ -13,7 +13,7 @@ from beam_pipelines.places import exists, write_bytes
 from beam_pipelines.runners.elsewhere import Elsewhere, control_folder, forget_earlier
 from beam_pipelines.sources import pubsub
 from beam_pipelines.sources.pubsub_pulling import PullStatus
-from beam_pipelines.sources.pubsub_reports import Report
+from beam_pipelines.sources.pubsub_reports import Report, all_ended
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,28 @@ def test_the_stream_has_ended_when_all_its_sources_have_at_the_earliest_watermar
     say(folder, "41-a", 0, 5, ended=70)
     elsewhere()
     assert draining.ended_at() == 70
+
+
+def test_several_processes_end_when_all_of_them_can_know_where(tmp_path: Path) -> None:
+    folder = control_folder(str(tmp_path), 7)
+    elsewhere = Elsewhere(folder, 1, 3)
+
+    def tell(process: str, elements: tuple[int, ...], ended: int, *, over: bool) -> None:
+        told = Report(0, PullStatus("s"), {}, ended, over, elements)
+        write_bytes(f"{folder}/{process}-0.json", msgspec.json.encode(told))
+
+    tell("41-a", (2, 0), 90, over=False)
+    elsewhere()
+    assert not exists(f"{folder}/ended"), "element 1 is nowhere yet"
+    tell("42-b", (1,), 80, over=False)
+    elsewhere()
+    assert (all_ended(folder), draining.ended_at()) == (80, None)
+    tell("41-a", (2, 0), 90, over=True)
+    elsewhere()
+    assert draining.ended_at() is None
+    tell("42-b", (1,), 80, over=True)
+    elsewhere()
+    assert draining.ended_at() == 80
 
 
 def test_what_earlier_starts_said_is_forgotten(tmp_path: Path) -> None:

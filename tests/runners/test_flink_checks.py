@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from beam_pipelines.errors import RunError
 from beam_pipelines.runners.findings import Finding
 from beam_pipelines.runners.flink.checks import look_at_flink
 from beam_pipelines.runners.flink.cluster import PARTS, cluster_folder
 from beam_pipelines.runners.flink.jars import kept_job_server
+from beam_pipelines.runners.flink.job import elements_of, expect_room
 from beam_pipelines.runners.options import Flink
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from tests.faults.truth import SPEC
@@ -68,6 +70,36 @@ def test_a_job_server_that_is_not_here_will_be_built_or_fetched(serve: Serve, mo
     assert "from Maven Central" in found(serve)["job server"].found
     assert "from Maven Central" in found(serve, **{"flink-version": "1.20.1"})["job server"].found
     assert not kept_job_server().parent.exists()
+
+
+def test_it_says_how_many_processes_a_stream_would_have(serve: Serve) -> None:
+    pool: dict[str, Any] = {"workers": "pool:50000", "slots-available": 4}
+    assert found(serve, "--parallelism=1", **pool)["slots, stream"].found == "it takes 1, 4 of 4 are free"
+    assert found(serve, "--parallelism=2", **pool)["slots, stream"].found.endswith("; 1 Python process read and compute")
+    assert found(serve, "--parallelism=2", taskmanagers=3, **pool)["slots, stream"].found.endswith("; 2 Python processes read and compute")
+    each = ["--parallelism=4", "--sdk_worker_parallelism=3"]
+    assert found(serve, *each, **pool)["slots, stream"].found.endswith("; 3 Python processes read and compute")
+    assert found(serve, *each, **{**pool, "workers": None})["slots, stream"].found.endswith("; 1 Python process read and compute"), (
+        "loopback"
+    )
+
+
+def test_a_source_has_several_elements_where_several_processes_may_read(serve: Serve) -> None:
+    rest = serve({("GET", "/overview"): [(200, OVERVIEW)], ("GET", "/jobmanager/config"): [(200, [])]})
+    pool, here = Flink(rest.address, "pool:50000"), Flink(rest.address)
+    assert [elements_of(flink, flags) for flink, flags in ((pool, []), (here, ["--parallelism=2"]))] == [1, 1]
+    assert elements_of(pool, ["--parallelism=3"]) == 24
+    assert elements_of(pool, ["--sdk_worker_parallelism=2"]) == 8, "what reads and what writes down may be in two"
+
+
+def test_a_cluster_that_has_lost_slots_is_waited_for(serve: Serve) -> None:
+    rest = serve(
+        {("GET", "/overview"): [(200, OVERVIEW), (200, {**OVERVIEW, "slots-total": 2})], ("GET", "/jobmanager/config"): [(200, [])]}
+    )
+    pool, flags = Flink(rest.address, "pool:50000"), ["--parallelism=3"]
+    expect_room(pool, flags)
+    with pytest.raises(RunError, match="--parallelism=3: the cluster has 2 slots"):
+        expect_room(pool, flags)
 
 
 def test_slots_that_others_have_are_a_warning_and_those_that_nobody_has_are_bad(serve: Serve) -> None:

@@ -58,12 +58,11 @@ def test_what_a_user_says_stays() -> None:
         (["--environment_type=DOCKER"], "must be known to the command, which asks it to end. Name a pool of workers by --flink-workers"),
         (["--flink_master=x:1"], "--flink_master after --: the cluster is not a Beam option here"),
         (["--job_endpoint=x:1"], "--job_endpoint after --"),
-        (["--parallelism=2"], "the cluster has 3 task managers"),
     ],
 )
 def test_what_would_lose_rows_or_do_nothing_is_refused(flags: list[str], says: str) -> None:
     with pytest.raises(SpecError, match=says):
-        flink_options("here:1", "pool:50000", flags, streaming=True, slots=8, task_managers=3)
+        flink_options("here:1", "pool:50000", flags, streaming=True, slots=8)
 
 
 def test_a_user_may_have_longer_checkpoints_and_a_job_that_fails_with_them() -> None:

@@ -13,9 +13,9 @@ from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, 
 
 from beam_pipelines.errors import RunError, SinkError, SpecError
 from beam_pipelines.runners.portable_job import PortableJob
-from beam_pipelines.runners.prism import NO_SPLITS, prism_job, prism_options, quiet_ends, run_on_prism
+from beam_pipelines.runners.prism import NO_SPLITS, prism_job, prism_options, quiet_ends
 from beam_pipelines.runners.prism_process import PrismServer, prism_server
-from tests.prism import prism_program
+from tests.prism import prism_program, run_on_prism
 from tests.runners.prism_source import FAR_S, Dwell, Fail, Gather, See, numbers, reset
 
 Build = Callable[[beam.Pipeline], object]

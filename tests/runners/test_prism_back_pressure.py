@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from beam_pipelines import back_pressure
-from beam_pipelines.runners.prism import run_on_prism
-from tests.prism import prism_program
+from tests.prism import prism_program, run_on_prism
 from tests.runners.flood import ROWS, flood, reset
 
 ELEMENTS = 200

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from beam_pipelines.arrow.schema import DEAD_LETTERS
 from beam_pipelines.runners.direct import Call, run_batch
-from beam_pipelines.runners.replay_letters import Plan, carry_out, plan_batch, resolved
+from beam_pipelines.runners.replay_letters import LetterReplayPlan, carry_out, plan_batch, resolved
 from beam_pipelines.runners.trial import tried
 from beam_pipelines.serving.dead_letters import open_letters, past_letters, select_letters
 from beam_pipelines.sinks.labels import places_of
-from beam_pipelines.sinks.replays import settle
+from beam_pipelines.sinks.replays import resolve_replayed
 from beam_pipelines.spec.load import LoadedSpec
 from tests.test_ranged_runs import DAYS, SPEC, TWO_OUTPUTS, content, day_range, go, make, near_midnight, row
 
@@ -38,7 +38,7 @@ def letters(loaded: LoadedSpec, **chosen: Any) -> pa.Table:
     return select_letters(open_letters(loaded.state, places_of(loaded.spec)), **chosen)
 
 
-def replayed(loaded: LoadedSpec, **chosen: Any) -> Plan:
+def replayed(loaded: LoadedSpec, **chosen: Any) -> LetterReplayPlan:
     """All open letters replayed, to the end."""
     plan = plan_batch(loaded, letters(loaded, **chosen))
     for record in carry_out(loaded, plan):
@@ -46,7 +46,7 @@ def replayed(loaded: LoadedSpec, **chosen: Any) -> Plan:
     return plan
 
 
-def fates(plan: Plan) -> list[str]:
+def fates(plan: LetterReplayPlan) -> list[str]:
     return sorted(fate.why for fate in plan.fates)
 
 
@@ -174,12 +174,12 @@ def test_a_replay_that_is_killed_after_its_commit_is_seen_to_be_through(tmp_path
     loaded = again(tmp_path)
     plan = plan_batch(loaded, letters(loaded))
     take_up(loaded.state, plan.replay, plan.taken)
-    settle(loaded.state)
+    resolve_replayed(loaded.state)
     assert ask(loaded, "SELECT count(*) FROM open_dead_letters") == [(1,)]  # killed before the run
     (run,) = plan.runs
     run_batch(loaded, Call(run_id=run.run_id, range=run.range, input=run.input))
-    settle(loaded.state)
-    settle(loaded.state)
+    resolve_replayed(loaded.state)
+    resolve_replayed(loaded.state)
     assert ask(loaded, "SELECT how, resolved_by FROM dead_letter_history") == [("replayed", run.run_id)]
 
 
@@ -192,7 +192,7 @@ def test_an_ordinary_run_over_its_time_resolves_what_a_replay_took_up(tmp_path: 
     plan = plan_batch(loaded, letters(loaded))
     take_up(loaded.state, plan.replay, plan.taken)
     done = go(loaded, day_range(-3, 3))
-    settle(loaded.state)
+    resolve_replayed(loaded.state)
     assert ask(loaded, "SELECT resolved_by FROM dead_letter_history") == [(done.metadata.run_id,)]
     assert ask(loaded, "SELECT reason FROM open_dead_letters") == [("CHECK",)]
 

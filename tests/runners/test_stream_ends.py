@@ -106,6 +106,43 @@ def test_whoever_was_taken_over_leaves_no_record(clicks: Clicks) -> None:
     assert [start.run_id for start in all_starts(state).values()] == ["first", "another"]
 
 
+@pytest.mark.parametrize(
+    ("error", "sensitive", "said"),
+    [
+        (ZeroDivisionError("of x"), "", "ZeroDivisionError: of x"), (SpecError("wrong."), "", "wrong."), (KeyboardInterrupt(), "", "interrupted"),
+        (KeyError("ann@example.org"), ", sensitive: redact", "KeyError: (hidden: there are sensitive columns)"),
+    ],
+)  # fmt: skip
+def test_an_error_that_is_none_of_ours_is_on_record_too(
+    clicks: Clicks, monkeypatch: pytest.MonkeyPatch, error: BaseException, sensitive: str, said: str
+) -> None:
+    """And raised as it is, with all that led to it."""
+    monkeypatch.setenv("RAW_KEY", "00" * 32)
+    path = Path(clicks.loaded.path)
+    sealed = path.read_text("utf-8").replace("int64}", f"int64{sensitive}}}") + "dead_letters: {raw_key: env:RAW_KEY}\n"
+    path.write_text(sealed, "utf-8")
+
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run_stream(load_spec(path), StreamCall(run_id="first", max_duration_s=60, watch=fails))
+    assert raised.value is error
+    assert raised.traceback[-1].name == "fails"
+    [record] = list_runs(clicks.loaded.state)
+    assert (record.metadata.run_id, record.status, record.failures) == ("first", "failed", (said,))
+
+
+def test_an_error_of_somebody_taken_over_leaves_no_record(clicks: Clicks) -> None:
+    def fails() -> None:
+        take_epoch(clicks.loaded.state, "another")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_stream(clicks.loaded, StreamCall(run_id="first", max_duration_s=60, watch=fails))
+    assert list_runs(clicks.loaded.state) == []
+
+
 def test_an_id_that_is_none_is_refused_before_it_ends_a_stream_that_runs(clicks: Clicks) -> None:
     with pytest.raises(SpecError, match="run id 'a b': expected letters"):
         run_stream(clicks.loaded, StreamCall(run_id="a b", max_duration_s=1))

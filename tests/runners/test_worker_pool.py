@@ -114,6 +114,15 @@ def test_a_stopped_worker_ends_and_the_others_stay(pool: Pool, control: tuple[Co
     pool.stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="never there"), timeout=60)
 
 
+def test_of_two_workers_of_one_name_neither_is_ended_for_the_other(pool: Pool, control: tuple[Control, str]) -> None:
+    pool.start("1-1", control[1])
+    pool.start("1-1", control[1])  # of another task manager
+    until(lambda: len(control[0].came) == 2)
+    before = pool.children()
+    pool.stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), timeout=60)
+    assert all(map(alive, before))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 def test_no_worker_is_left_however_the_pool_ends(pool: Pool, control: tuple[Control, str], number: signal.Signals) -> None:
     pool.start("1-1", control[1])

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_pipelines.arrow.ranges import Range
+from beam_pipelines.commit_elements import Columns
 from beam_pipelines.formats.named_files import new_name
 from beam_pipelines.serving.stale import stale_view
 from beam_pipelines.serving.stale_files import ON_THE_WAY
@@ -327,7 +328,7 @@ def test_an_output_without_identities_is_judged_by_the_clock_alone(tmp_path: Pat
     layers.store(Row(1, 5, (NOW - 1,)), Row(2, 6, (NOW + 1,)))
     run = RunInfo("b1", "p", layers.state, started_at=_iso(NOW), range=Range(0, DAY), input="archive")
     output = Output("rows", "rows", str(tmp_path / "rows"), partitions=("t_day",), clock=Clock("t", "t_day", "day"))
-    assert conclude(run, [output], [("schema", "rows", (("t", "TIMESTAMP WITH TIME ZONE"),))], Verdicts()).status == "success"
+    assert conclude(run, [output], [Columns("rows", (("t", "TIMESTAMP WITH TIME ZONE"),))], Verdicts()).status == "success"
     assert layers.stale() == [("rows", 0, "b1", 1)]
 
 

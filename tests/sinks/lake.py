@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from beam_pipelines.arrow.partition import parse_partition
 from beam_pipelines.arrow.schema import ARRIVAL, POSITION, SOURCE, provenance
+from beam_pipelines.commit_elements import Columns, Staged
 from beam_pipelines.sinks.commit import Verdicts, conclude
-from beam_pipelines.sinks.committing import Staged, Work, commit_steps
+from beam_pipelines.sinks.committing import commit_steps
 from beam_pipelines.sinks.files import Files
 from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.parquet import ParquetEncoder
@@ -21,6 +22,7 @@ from beam_pipelines.sinks.results import RunResults, metadata
 from beam_pipelines.sinks.run import Output, RunInfo, utc_now
 from beam_pipelines.sinks.text import TextEncoder, csv_header
 from beam_pipelines.sinks.views import select_sql
+from beam_pipelines.sinks.work import Work
 from beam_pipelines.sinks.write import layout_of, sql_schema
 
 
@@ -55,10 +57,10 @@ class Lake:
             assert not files.write(batch)
         elements: list[Any] = []
         for closed in files.close():
-            elements.append(("file", output.name, closed.partition, closed.path, closed.rows, closed.bytes))
+            elements.append(Staged(output.name, closed.partition, closed.path, closed.rows, closed.bytes))
             elements += [(closed.path, source, "written", output.name, n) for source, n in closed.sources.items()]
         if files.columns is not None:
-            elements.append(("schema", output.name, sql_schema(files.columns)))
+            elements.append(Columns(output.name, sql_schema(files.columns)))
         return elements
 
     def read(self, *batches: pa.RecordBatch) -> list[Any]:
@@ -70,9 +72,9 @@ class Lake:
         return conclude(run, [output], [*self.read(*batches), *self.stage(run, output, *batches)], Verdicts())
 
     def work(self, run: RunInfo, outputs: Sequence[Output], elements: Sequence[Any]) -> Work:
-        staged = tuple(Staged(*e[1:]) for e in elements if e[0] == "file")
+        staged = tuple(e for e in elements if isinstance(e, Staged))
         record = RunResults(metadata(run, finished_at=utc_now()), "success")
-        schemas = {e[1]: e[2] for e in elements if e[0] == "schema"}
+        schemas = {e.output: e.columns for e in elements if isinstance(e, Columns)}
         headers = {
             o.name: csv_header([n for n, _ in schemas[o.name]]) for o in outputs if o.single and o.format == "csv" and o.name in schemas
         }

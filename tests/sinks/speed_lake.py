@@ -21,7 +21,7 @@ from beam_pipelines.sinks.parquet import WriteParquet
 from beam_pipelines.sinks.resolutions import write_no_resolutions
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.speed import StoreFiles, WriteDoors, WriteSpeed, WriteSpeedLetters, write_no_doors
-from beam_pipelines.sinks.write import Writing
+from beam_pipelines.sinks.write import WriteSettings
 from beam_pipelines.spec.sinks import ParquetSink
 from tests.formats.archived import NOON, messages
 
@@ -85,7 +85,9 @@ class Speed:
     def restart(self, run_id: str) -> None:
         self.run_id, self.epoch = run_id, self.epoch + 1
 
-    def writing(self, name: str = "rows", *, of: str = "rows", by: Sequence[str] = (), provenance: bool = True, **sink: Any) -> Writing:
+    def writing(
+        self, name: str = "rows", *, of: str = "rows", by: Sequence[str] = (), provenance: bool = True, **sink: Any
+    ) -> WriteSettings:
         """What stores to an output; from now on the stream has it."""
         parquet = ParquetSink(path=str(self.folder / name), partition_by=tuple(by), **sink)
         write = WriteParquet(parquet, label=name, run=self.run, provenance=provenance, of=of)
@@ -99,7 +101,7 @@ class Speed:
         )
         return WriteSpeed(write, self.run).writing
 
-    def letter_writing(self, name: str = "dead_letters") -> Writing:
+    def letter_writing(self, name: str = "dead_letters") -> WriteSettings:
         write = WriteSpeedLetters(
             WriteDeadLetters(
                 ParquetSink(path=str(self.folder / name)), run=self.run, contract=Contract(columns={"n": {"type": "int32"}}), label=name
@@ -119,7 +121,7 @@ class Speed:
     def outputs(self) -> StreamOutputs:
         return StreamOutputs(tuple(self.known.values()), (source_folder(str(self.folder / "archive"), SOURCE),), (SOURCE,))
 
-    def store(self, writing: Writing, *batches: pa.RecordBatch) -> list[str]:
+    def store(self, writing: WriteSettings, *batches: pa.RecordBatch) -> list[str]:
         """A bundle; paths of its files. Duplicates go to the doors."""
         do = StoreFiles(writing)
         do.setup()
@@ -130,7 +132,7 @@ class Speed:
                     self.store(WriteDoors(self.run).writing, output.value)
                 else:
                     self.letter(output.value)
-        return [done.value[3] for done in do.finish_bundle()]
+        return [done.value for done in do.finish_bundle()]
 
     def letter(self, batch: pa.RecordBatch, name: str = "dead_letters") -> None:
         """Stores letters as this run's."""

@@ -47,7 +47,7 @@ def _fresh() -> Iterator[None]:
 
 def _stored(positions: list[int]) -> list[int]:
     asked = np.array(positions, np.int64)
-    return asked[durable.settle(SOURCE, asked)].tolist()  # type: ignore[no-any-return]
+    return asked[durable.take_stored(SOURCE, asked)].tolist()  # type: ignore[no-any-return]
 
 
 class _Stamps(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
@@ -102,7 +102,7 @@ def test_sources_of_one_batch_are_registered_each_under_its_name(tmp_path: Path)
     both = pa.concat_batches([messages([(1, NOON), (2, NOON)]), messages([(2, NOON), (9, NOON)], source=other)])
     process(Archive(str(tmp_path), epoch=1, fence=Open(str(tmp_path))), both)
     assert _stored([1, 2, 9]) == [1, 2]
-    assert durable.settle(other, np.array([1, 2, 9])).tolist() == [False, True, True]
+    assert durable.take_stored(other, np.array([1, 2, 9])).tolist() == [False, True, True]
 
 
 def test_attributes_are_kept_where_the_format_needs_them_and_the_key_seals_only_what_is_stored(tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ from beam_pipelines.sinks.commit import Commit
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.failed_letters import kept_sql, kept_there
 from beam_pipelines.sinks.manifest import snapshots
-from beam_pipelines.sinks.results import KeptLetters, find_run, read_run
+from beam_pipelines.sinks.results import KeptLetters, find_run
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.spec.models import Thresholds
 from beam_pipelines.spec.sinks import ParquetSink, TextSink
+from tests.runs import read_run
 
 PLAIN = Contract(columns={"id": Column(type="string"), "n": Column(type="int32")})
 SECRET = Contract(columns={"id": Column(type="string", sensitive="hmac"), "n": Column(type="int32")})

@@ -14,10 +14,11 @@ from beam_pipelines.errors import SinkError
 from beam_pipelines.places import StagedFileGoneError, locked
 from beam_pipelines.sinks import committing, load_jobs, manifest
 from beam_pipelines.sinks.claims import holders
-from beam_pipelines.sinks.committing import Work, abandon, commit_steps, finish, prepare
+from beam_pipelines.sinks.committing import abandon, commit_steps, finish, prepare
 from beam_pipelines.sinks.inventory import Stock
 from beam_pipelines.sinks.loads import Loading, Table
 from beam_pipelines.sinks.results import find_run
+from beam_pipelines.sinks.work import Work
 from tests.sinks.lake import Lake, rows
 from tests.sinks.test_committing import AFTER, BEFORE, NEW, OLD, ranged
 
@@ -268,7 +269,7 @@ def test_a_commit_stands_on_none_that_is_not_carried_out(lake: Lake, monkeypatch
     assert (next(first), next(second)) == ("claim", "claim")
     secure, deciding = committing._secure, iter([first])
 
-    def decided_meanwhile(state: str) -> Iterator[manifest.Commit]:
+    def decided_meanwhile(state: str) -> Iterator[manifest.CommitEntry]:
         yield from look(state)
         for steps in deciding:
             until(steps, "decide")

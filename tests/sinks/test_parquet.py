@@ -23,11 +23,11 @@ from beam_pipelines.sinks.committing import prepare
 from beam_pipelines.sinks.dead_letters import WriteDeadLetters
 from beam_pipelines.sinks.manifest import snapshots
 from beam_pipelines.sinks.parquet import ParquetEncoder, WriteParquet, repeating_columns
-from beam_pipelines.sinks.results import read_run
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.views import select_sql
 from beam_pipelines.sinks.write import Masking
 from beam_pipelines.spec.sinks import ParquetSink
+from tests.runs import read_run
 
 CONTRACT = Contract(columns={"id": Column(type="string")})
 START = datetime(2013, 1, 1, 22, tzinfo=UTC)

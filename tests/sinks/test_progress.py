@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -13,7 +14,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from beam_pipelines import draining, durable
-from beam_pipelines.sinks.progress import Progress
+from beam_pipelines.sinks.progress import MOST_AHEAD, Progress
 from beam_pipelines.sinks.reached import Reached, begin, starts, write_progress
 
 
@@ -50,11 +51,24 @@ def seconds(*watermarks: int) -> streams.TestStream:
     return stream
 
 
-def run(state: Path, stream: streams.TestStream, *, began_micros: int | None = None) -> Reached | None:
+@dataclass
+class Told:
+    """What several processes say of what is under way."""
+
+    through_ms: int | None
+
+    def heed(self) -> None: ...
+
+    def behind(self, watermark_micros: int) -> int | None:
+        assert watermark_micros > 1_000_000
+        return self.through_ms
+
+
+def run(state: Path, stream: streams.TestStream, *, began_micros: int | None = None, together: Told | None = None) -> Reached | None:
     write_progress(str(state), 1, Reached(began_micros))
     with beam.Pipeline(BundleBasedDirectRunner(), options=PipelineOptions(["--streaming"])) as pipeline:
         stored = pipeline | stream
-        (stored,) | Progress(str(state), 1, began_micros=began_micros)
+        (stored,) | Progress(str(state), 1, began_micros=began_micros, together=together)
     return starts(str(state)).get(1)
 
 
@@ -81,3 +95,15 @@ def test_a_timer_that_fires_because_the_stream_ends_says_nothing(tmp_path: Path)
     draining.request()
     draining.end(5_000_000)
     assert run(tmp_path, seconds(20)) == Reached()
+
+
+def test_of_several_processes_it_says_what_all_have_stored_and_reckons_with_timers_that_are_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_pipelines.sinks.progress._EVERY_S", 0.0)
+    at_s = MOST_AHEAD // 1_000_000
+    reached = run(tmp_path, seconds(at_s, 2 * at_s), together=Told(7))
+    assert reached is not None
+    assert reached.watermark_micros is not None
+    assert (at_s * 1_000_000 < reached.watermark_micros <= (at_s + 10) * 1_000_000, reached.through_ms) == (True, 7)
+    assert run(tmp_path, seconds(at_s, 2 * at_s), began_micros=5, together=Told(None)) == Reached(5), "not all of them have been heard"

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from beam_pipelines.sinks.ledger import Ledger, Line
-from beam_pipelines.sinks.results import CheckResult, failures_of, from_json, judge_thresholds, read_run, schema, to_json
+from beam_pipelines.sinks.results import CheckResult, failures_of, from_json, judge_thresholds, schema, to_json
+from tests.runs import read_run
 from tests.sinks.lake import Lake, rows
 
 

@@ -26,7 +26,7 @@ from beam_pipelines.sinks.settling import Settling, plain_files
 from beam_pipelines.sinks.speed_compaction import FAN_IN, compact_steps, speed_kind
 from beam_pipelines.sinks.speed_files import folders_of, replaces
 from beam_pipelines.sinks.speed_views import PlainFiles
-from beam_pipelines.sinks.write import Writing
+from beam_pipelines.sinks.write import WriteSettings
 from tests.formats.archived import Clock
 from tests.laws import share
 from tests.sinks.speed_lake import Speed, letters, rows
@@ -65,7 +65,7 @@ def hidden(speed: Speed) -> list[str]:
     return [file.path for folder in folders for file in unreplaced(folder, replaces) if file.path not in places(speed).settled]
 
 
-def passes(speed: Speed, writing: Writing, clock: Clock, *, quiet_s: float = QUIET_S, at_rest: dict[str, int] | None = None) -> None:
+def passes(speed: Speed, writing: WriteSettings, clock: Clock, *, quiet_s: float = QUIET_S, at_rest: dict[str, int] | None = None) -> None:
     """Until the files that were replaced are gone too."""
     for _ in range(2):
         list(compact_steps(writing, epoch=speed.epoch, now=clock, quiet_s=quiet_s, state=speed.state, at_rest=at_rest))
@@ -139,7 +139,7 @@ def test_a_settled_partition_of_which_a_row_goes_is_told_apart_until_it_is_settl
     assert sorted(n for n, _, _ in seen(speed, at_once=True)) == [0, 1, 2, 31, 32]
 
 
-def settle(speed: Speed, writing: Writing, clock: Clock, write: Callable[[Callable[[Merge], str], Merge], str]) -> None:
+def settle(speed: Speed, writing: WriteSettings, clock: Clock, write: Callable[[Callable[[Merge], str], Merge], str]) -> None:
     """One pass in which files are written by `write`, of what would write them and what they are to hold."""
     kind = speed_kind(writing, state=speed.state)
     assert isinstance(kind.settling, Settling)
@@ -243,7 +243,7 @@ def test_beside_a_stream_a_pass_settles_one_partition_and_leaves_the_others_for_
     writing = speed.writing(by=["k"])
     for _ in range(2):
         speed.store(writing, rows([0, 1, 2]))
-    clock.at += QUIET_S
+    clock.at = time.time() + QUIET_S
     at_rest: dict[str, int] = {}
     for settled in (1, 2, 3):
         acts = [step.act for step in compact_steps(writing, epoch=1, now=clock, state=speed.state, at_rest=at_rest)]

@@ -24,7 +24,7 @@ from beam_pipelines.sinks import speed_compaction
 from beam_pipelines.sinks.speed import StoreFiles, WriteDoors
 from beam_pipelines.sinks.speed_compaction import FAN_IN, compact_steps
 from beam_pipelines.sinks.speed_files import replaces
-from beam_pipelines.sinks.write import Writing
+from beam_pipelines.sinks.write import WriteSettings
 from beam_pipelines.spec.load import load_spec
 from tests.formats.archived import Clock, Compacted
 from tests.laws import share
@@ -39,7 +39,7 @@ ACTS = st.one_of(
 )
 
 
-def compact(writing: Writing, **how: Any) -> Compacted:
+def compact(writing: WriteSettings, **how: Any) -> Compacted:
     return Compacted.of(compact_steps(writing, **how))
 
 

@@ -19,12 +19,11 @@ from pydantic import ValidationError
 from beam_pipelines import draining, durable
 from beam_pipelines.arrow.schema import ARRIVAL, POSITION, RAW, SOURCE
 from beam_pipelines.errors import SourceError, SpecError, TransientError
-from beam_pipelines.runners.prism import run_on_prism
 from beam_pipelines.sources import pubsub, pubsub_reports
 from beam_pipelines.sources.pubsub_calls import EMULATOR
 from beam_pipelines.spec.sources import PubsubSource
 from beam_pipelines.testing.broker import Broker
-from tests.prism import prism_program
+from tests.prism import prism_program, run_on_prism
 from tests.sources.pubsub_topic import Topic
 from tests.sources.test_pubsub_puller import TIMEOUT_S, numbered, until
 

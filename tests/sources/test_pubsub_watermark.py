@@ -221,3 +221,14 @@ def test_after_an_old_backlog_an_idle_stream_is_ten_seconds_more_behind_and_no_l
     assert clock.idle(watermark, 5) == clock.wall_micros() - 11 * SECOND
     told(watermark, clock.wall_micros())
     assert clock.idle(watermark, 5) == clock.wall_micros() - SECOND
+
+
+def test_while_it_is_idle_it_follows_another_process_that_reads_the_subscription() -> None:
+    clock = Clock()
+    watermark = clock.watermark(publish_clock=False)
+    assert clock.idle(watermark, 5) is None
+    assert watermark.read(None, 70 * SECOND) == 70 * SECOND
+    assert watermark.read(65 * SECOND, 80 * SECOND) == 70 * SECOND, "what waits here is handed out first"
+    told(watermark, 75 * SECOND)
+    clock.now += 1
+    assert watermark.read(None, 90 * SECOND) == 70 * SECOND, "with messages it knows better"

@@ -339,6 +339,30 @@ def test_what_is_masked_is_not_cut_into_ranges() -> None:
     assert load(contract=contract, sinks=plain, hmac_key=key).spec.hmac_key == key
 
 
+MADE = "[{apply: {function: 'm:f', columns: {made: string}, sensitive: {made: drop}}}]"
+
+
+def test_what_a_step_declares_sensitive_is_said_and_names_nothing() -> None:
+    batch, both = (" ".join(load(transform=MADE, **more).notes) for more in ({}, {"sources": BOTH}))
+    sealed = " ".join(load(transform=MADE, sources=BOTH, dead_letters="{raw_key: 'env:KEY'}").notes)
+    assert "There are sensitive columns (made): raw bytes of dead letters are left out" in batch
+    assert ["does not start without dead_letters.raw_key" in notes for notes in (batch, both, sealed)] == [False, True, False]
+    assert "(made): raw bytes of dead letters and of the archive are stored encrypted under env:KEY." in sealed
+    sinks = "[{from: rows, parquet: {path: out, partition_by: [made]}}, {from: rows, pubsub: {topic: projects/p/topics/t, attributes: {a: made}}}]"
+    assert [p.partition(": ")[2] for p in problems(transform=MADE, sinks=sinks)] == [
+        "column 'made' is sensitive (drop): it cannot name a directory", "column 'made' is sensitive (drop): it is not written",
+    ]  # fmt: skip
+
+
+def test_an_arrival_that_is_sensitive_is_refused() -> None:
+    secret = columns("came: {type: timestamp, sensitive: redact}, later: {type: timestamp, expr: 'came + INTERVAL 1 HOUR'}")
+    for column in ("came", "later"):
+        found = problems(contract=secret, sources=f"{{batch: [{{files: in.csv, format: csv, arrival: {{column: {column}}}}}]}}")
+        assert found == [
+            f"sources.batch[0].arrival.column: column {column!r} is sensitive: _arrival_time would show it in rows and dead letters"
+        ]
+
+
 def test_problems_in_the_shape_and_in_the_meaning_are_told_together() -> None:
     found = problems(
         checks="[{name: a, expr: 'q > 1'}, {name: b, expr: 'n > 1', severity: worn}]", deduplicate="{keeep: oldest, order_by: q}"

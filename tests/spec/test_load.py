@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipelines.errors import SpecError
-from beam_pipelines.spec.load import LoadedSpec, load_contract, load_spec, parse_spec
+from beam_pipelines.spec.load import LoadedSpec, load_spec, parse_spec
 from beam_pipelines.spec.problems import SpecErrors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,7 +146,6 @@ def _split(tmp_path: Path, contract: str) -> Path:
 def test_a_contract_may_be_a_file_of_its_own(tmp_path: Path) -> None:
     spec = _split(tmp_path, "columns:\n  id: {type: int64}\n")
     assert load_spec(spec).columns == {"id": "BIGINT"}
-    assert load_contract(tmp_path / "contracts" / "c.yaml") == load_spec(spec).spec.contract
 
 
 def test_errors_of_a_contracts_file_point_into_it(tmp_path: Path) -> None:
@@ -154,9 +153,6 @@ def test_errors_of_a_contracts_file_point_into_it(tmp_path: Path) -> None:
     with pytest.raises(SpecErrors) as caught:
         load_spec(spec)
     assert str(caught.value.problems[0]).startswith(f"{tmp_path}/contracts/c.yaml:2:14: contract.columns.id.type: type 'int46'")
-    with pytest.raises(SpecErrors) as caught:
-        load_contract(tmp_path / "contracts" / "c.yaml")
-    assert str(caught.value.problems[0]).startswith(f"{tmp_path}/contracts/c.yaml:2:14: columns.id.type")
 
 
 def test_a_contracts_file_that_is_not_there_is_an_error_at_its_name(tmp_path: Path) -> None:

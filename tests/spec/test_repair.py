@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beam_pipelines.spec.document import read_document, walk
-from beam_pipelines.spec.load import load_contract, parse_spec
+from beam_pipelines.spec.load import parse_spec
 from beam_pipelines.spec.problems import Problem, SpecErrors, show_path
 
 SPEC = """
@@ -144,14 +143,6 @@ def test_problems_of_shape_and_of_names_come_together() -> None:
     ):
         assert any(problem.startswith(says) for problem in found), (says, found)
     assert len(found) == 8
-
-
-def test_a_contract_of_its_own_tells_all_at_once_too(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text('key: [idd]\ncolumns:\n  id: {type: int46}\n  n: {type: int64}\n  twice: {type: int64, expr: "m * 2"}\n')
-    with pytest.raises(SpecErrors) as caught:
-        load_contract(file)
-    assert [(p.line, p.path) for p in caught.value.problems] == [(1, "key[0]"), (3, "columns.id.type"), (5, "columns.twice.expr")]
 
 
 def test_a_lookups_wrong_type_hides_nothing() -> None:

@@ -14,16 +14,15 @@ from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_pipelines import draining
+from beam_pipelines import arrival_clock, draining, durable
 from beam_pipelines.arrow.aggregate import AggregateSpec, Trigger
 from beam_pipelines.arrow.schema import CHANGE, provenance
 from beam_pipelines.arrow.windowing import instants
 from beam_pipelines.arrow.windows import WindowSpec
 from beam_pipelines.errors import SpecError
-from beam_pipelines.runners.prism import run_on_prism
 from beam_pipelines.transforms import aggregate_stream, keyed_state
 from beam_pipelines.transforms.aggregate import Aggregate
-from tests.prism import prism_program
+from tests.prism import prism_program, run_on_prism
 from tests.runners.prism_source import See, numbers, reset
 
 MINUTE = 60_000_000
@@ -38,6 +37,8 @@ def fresh() -> Iterator[None]:
     draining.reset()
     yield
     draining.reset()
+    arrival_clock.reset()
+    durable.reset()
     keyed_state.forget()
 
 
@@ -258,6 +259,25 @@ def test_windows_that_an_earlier_process_closed_are_not_shown_again() -> None:
         closed_before=200 * MINUTE,
         judges={"panes": showing((60, 120, "a", "on_time", 0, 1, 2)), "counts": counted(aggregated=2, superseded=1)},
     )
+
+
+def test_a_timer_is_late_for_the_sources_sake_and_where_they_are_in_several_processes_by_so_much_at_most() -> None:
+    """One timer for all windows up to where the sources are; what it is late for is owed, or reckoned with."""
+
+    class Due:
+        def set(self, timestamp: Timestamp) -> None:
+            self.at = timestamp.micros
+
+    arrival_clock.tell("source", 10 * MINUTE)
+    owed = []
+    for most in (None, 3 * MINUTE):
+        durable.reset()
+        held, due = aggregate_stream._Held(None, {}), Due()  # type: ignore[arg-type]
+        spec = AggregateSpec(windowing=WindowSpec(size="1m"), measures={"n": "count()"})
+        show = aggregate_stream.ShowWindows(spec, aggregate_stream.Streaming(ahead=True, most_ahead=most), "n")
+        show._wake(held, due, MINUTE)
+        owed.append((due.at, durable.all_shown(2 * MINUTE)))
+    assert owed == [(10 * MINUTE, MINUTE), (4 * MINUTE, 2 * MINUTE)]
 
 
 def test_without_corrections_only_accumulators_are_kept_and_rows_that_are_taken_back_are_refused() -> None:

@@ -30,14 +30,14 @@ from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.arrow.schema import ARRIVAL, CHANGE, KEY_HASH, POSITION, PROVENANCE, SOURCE, UTC_MICROS, provenance
 from beam_pipelines.coders import RecordBatchCoder, _numbers, _table
 from beam_pipelines.errors import SpecError
-from beam_pipelines.runners.prism import run_on_prism, state_here
+from beam_pipelines.runners.prism import state_here
 from beam_pipelines.transforms import Conform, Deduplicate, FromRows, ToRows
 from beam_pipelines.transforms.deduplicate import Deduplicated, DeduplicatedWithDead
 from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows, FirstWins
 from beam_pipelines.transforms.redelivered import DropRedelivered
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember
 from tests.laws import share
-from tests.prism import prism_program
+from tests.prism import prism_program, run_on_prism
 from tests.runners.prism_source import numbers
 from tests.transforms import stream_rows
 

@@ -20,7 +20,7 @@ from beam_pipelines.runners.dataflow.checks import problems_of
 from beam_pipelines.runners.dataflow.service import Found, HandedIn, jobs_of, running
 from beam_pipelines.runners.dataflow.settings import DATAFLOW, Dataflow, beam_flags, check_labels, refuse_ours
 from beam_pipelines.runners.dataflow.subscriptions import KEEP, kept_s
-from beam_pipelines.runners.findings import Check, Finding
+from beam_pipelines.runners.findings import DoctorCheck, Finding
 from beam_pipelines.runners.writable import expect_writable
 from beam_pipelines.sinks.run import new_run_id
 from beam_pipelines.sources.pubsub import check_subscription
@@ -53,25 +53,28 @@ class _Asked:
         return self.options.view_as(GoogleCloudOptions)
 
 
-def dataflow_checks(loaded: LoadedSpec | None, settings: Dataflow, flags: Sequence[str], modes: Sequence[str]) -> list[Check]:
+def dataflow_checks(loaded: LoadedSpec | None, settings: Dataflow, flags: Sequence[str], modes: Sequence[str]) -> list[DoctorCheck]:
     """The checks of a job there: what was asked for, the service, the places on the way, image and account of the workers; of a spec also its keys and subscriptions."""
     asked = _Asked(settings, tuple(flags), tuple(modes), loaded)
     cloud = asked.cloud
     places = {"temp location": cloud.temp_location, "staging location": cloud.staging_location}
     checks = [
-        Check("Dataflow", partial(_asked_for, asked)),
-        Check("service", partial(_service, asked)),
-        *(Check(name, partial(_place, name, str(place))) for name, place in places.items() if place),
-        Check("image", partial(_image, asked)),
-        Check("workers", partial(_workers, str(cloud.service_account_email or ""))),
+        DoctorCheck("Dataflow", partial(_asked_for, asked)),
+        DoctorCheck("service", partial(_service, asked)),
+        *(DoctorCheck(name, partial(_place, name, str(place))) for name, place in places.items() if place),
+        DoctorCheck("image", partial(_image, asked)),
+        DoctorCheck("workers", partial(_workers, str(cloud.service_account_email or ""))),
     ]
     if loaded is None:
         return checks
     subscriptions = enumerate(loaded.spec.sources.stream) if "stream" in modes else ()
     return [
         *checks,
-        Check("keys", partial(_keys, loaded)),
-        *(Check(f"sources.stream[{n}]", partial(_subscription, f"sources.stream[{n}]", source, loaded)) for n, source in subscriptions),
+        DoctorCheck("keys", partial(_keys, loaded)),
+        *(
+            DoctorCheck(f"sources.stream[{n}]", partial(_subscription, f"sources.stream[{n}]", source, loaded))
+            for n, source in subscriptions
+        ),
     ]
 
 

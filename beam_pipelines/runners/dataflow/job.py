@@ -35,7 +35,6 @@ from beam_pipelines.runners.failures import own_error
 from beam_pipelines.runners.stream import outputs_of as stream_outputs_of
 from beam_pipelines.sinks.claims import renewing
 from beam_pipelines.sinks.committing import abandon, prepare
-from beam_pipelines.sinks.epochs import all_starts
 from beam_pipelines.sinks.outputs import write_outputs
 from beam_pipelines.sinks.plan import outputs_of
 from beam_pipelines.sinks.resolutions import write_no_resolutions
@@ -52,7 +51,7 @@ _OFFLINE = ("--dry_run=true", "--no_auth", "--sdk_location=container")
 
 
 @dataclass(frozen=True)
-class Call:
+class DataflowCall:
     """How a run on Dataflow was asked for; as `direct.Call` and `stream.StreamCall`."""
 
     settings: Dataflow
@@ -103,7 +102,7 @@ class Submitted:
         return found
 
 
-def submit(loaded: LoadedSpec, call: Call) -> Submitted:
+def submit(loaded: LoadedSpec, call: DataflowCall) -> Submitted:
     """Hands the spec in as a job, and gives it back when the service has taken it. With `settings.graph` nothing is started, and nothing is written but the graph.
 
     Raises SpecError where the call is wrong, SourceError or SinkError where a place refuses, RunError where the service does.
@@ -117,7 +116,7 @@ def submit(loaded: LoadedSpec, call: Call) -> Submitted:
     return handed_in
 
 
-def _submit_batch(loaded: LoadedSpec, call: Call) -> Submitted:
+def _submit_batch(loaded: LoadedSpec, call: DataflowCall) -> Submitted:
     spec, dry = loaded.spec, _dry(call)
     lookups = lookups_of(spec)
     run = RunInfo(
@@ -148,7 +147,7 @@ def _submit_batch(loaded: LoadedSpec, call: Call) -> Submitted:
         raise
 
 
-def _submit_stream(loaded: LoadedSpec, call: Call) -> Submitted:
+def _submit_stream(loaded: LoadedSpec, call: DataflowCall) -> Submitted:
     spec, dry = loaded.spec, _dry(call)
     lookups = lookups_of(spec, endless=True)
     reads = [ReadPubsubNative(source, number) for number, source in enumerate(spec.sources.stream)]
@@ -161,17 +160,19 @@ def _submit_stream(loaded: LoadedSpec, call: Call) -> Submitted:
     options, temp_location = options_of(loaded, call, run, ran=begun.ran)
     resume = Resume(begun.before, make=lambda source, number: reads[number])
     job = Job(spec, run, temp_location, args=_args(loaded, call), resume=resume, lookups=lookups)
+    outputs = stream_outputs_of(spec, run)
     if not dry:
         write_no_doors(run.state)
         write_no_resolutions(run.state)
-        write_outputs(run.state, stream_outputs_of(spec, run))
     handed_in = _handed_in(job, call, options)
-    if not dry and _updates(call):
-        goes_on(begun)
+    if not dry:  # what readers look at is of a job that the service has taken
+        write_outputs(run.state, outputs)
+        if _updates(call):
+            goes_on(begun)
     return handed_in
 
 
-def _or_start(loaded: LoadedSpec, call: Call) -> Call:
+def _or_start(loaded: LoadedSpec, call: DataflowCall) -> DataflowCall:
     """The call as it is meant: an update of no job is refused, or is the start of one. A job that took the state of a dead one for its own would leave rows out."""
     if not _updates(call) or at_work(loaded, call):
         return call
@@ -181,12 +182,12 @@ def _or_start(loaded: LoadedSpec, call: Call) -> Call:
     return replace(call, settings=replace(call.settings, update=False))
 
 
-def at_work(loaded: LoadedSpec, call: Call) -> list[tuple[service.HandedIn, service.Found]]:
+def at_work(loaded: LoadedSpec, call: DataflowCall) -> list[tuple[service.HandedIn, service.Found]]:
     """The jobs of this stream that run, the newest first."""
     return list(service.running(options_of(loaded, call)[0], loaded.state))
 
 
-def _begun(loaded: LoadedSpec, call: Call, lookups: Mapping[str, FileLookup], *, dry: bool) -> Begun:
+def _begun(loaded: LoadedSpec, call: DataflowCall, lookups: Mapping[str, FileLookup], *, dry: bool) -> Begun:
     """Which start of the stream the job is."""
     spec, run_id = loaded.spec, call.run_id or new_run_id()
     if dry:
@@ -200,7 +201,7 @@ def _begun(loaded: LoadedSpec, call: Call, lookups: Mapping[str, FileLookup], *,
             f"run --mode stream: {loaded.state}: this stream runs as job {job.name} ({found.id}, {found.state}); expected none.",
             hint="Replace it by --update, or cancel it first.",
         )
-    first = service.never_ran(loaded.state, [start.run_id for start in all_starts(loaded.state).values()])
+    first = not service.taken_starts(loaded.state)
     return first_or_next(loaded, run_id, versions, first=first, say=call.say)
 
 
@@ -209,11 +210,11 @@ def _shown(loaded: LoadedSpec) -> str:
     return loaded.path if "://" in loaded.path else os.path.basename(loaded.path)
 
 
-def _args(loaded: LoadedSpec, call: Call) -> tuple[tuple[str, Any], ...]:
+def _args(loaded: LoadedSpec, call: DataflowCall) -> tuple[tuple[str, Any], ...]:
     return tuple({**call.args, "spec": _shown(loaded)}.items())
 
 
-def options_of(loaded: LoadedSpec, call: Call, run: RunInfo | None = None, *, ran: str = "") -> tuple[PipelineOptions, str]:
+def options_of(loaded: LoadedSpec, call: DataflowCall, run: RunInfo | None = None, *, ran: str = "") -> tuple[PipelineOptions, str]:
     """Beam's options for the job, and the folder for what it needs on the way. `run`: None: whichever it will be."""
     run = run or RunInfo(call.run_id or new_run_id(), loaded.spec.pipeline, loaded.state, mode=call.mode)
     flags = beam_flags(call.settings, call.flags, pipeline=run.pipeline, mode=call.mode, run_id=run.run_id, ran=ran)
@@ -221,15 +222,15 @@ def options_of(loaded: LoadedSpec, call: Call, run: RunInfo | None = None, *, ra
     return options, f"{str(options.view_as(GoogleCloudOptions).temp_location).rstrip('/')}/beam_pipelines"
 
 
-def _dry(call: Call) -> bool:
+def _dry(call: DataflowCall) -> bool:
     return call.settings.graph is not None or bool(PipelineOptions(list(call.flags)).view_as(TestOptions).dry_run)
 
 
-def _updates(call: Call) -> bool:
+def _updates(call: DataflowCall) -> bool:
     return call.settings.update or bool(PipelineOptions(list(call.flags)).view_as(GoogleCloudOptions).update)
 
 
-def _handed_in(job: Job, call: Call, options: PipelineOptions) -> Submitted:
+def _handed_in(job: Job, call: DataflowCall, options: PipelineOptions) -> Submitted:
     run, cloud = job.run, options.view_as(GoogleCloudOptions)
     project, region = service.project_and_region(options)
     metrics.reset()
@@ -239,7 +240,8 @@ def _handed_in(job: Job, call: Call, options: PipelineOptions) -> Submitted:
         check_size(graph_of(pipeline))
         handed_in = service.HandedIn(run.run_id, run.mode, project, region, str(cloud.job_name))
         if not _dry(call) and not _updates(call):
-            service.remember(run.state, handed_in)
+            earlier = service.remembered(run.state, [run.run_id]).get(run.run_id)  # a start of the same id
+            service.remember(run.state, msgspec.structs.replace(handed_in, taken=earlier is not None and earlier.taken))
         try:
             result = pipeline.run()
         except BeamPipelinesError:

@@ -52,11 +52,11 @@ def launch(argv: Sequence[str]) -> None:
         raise SpecError("--spec is missing; expected the file that `beam-pipelines template build` wrote beside the template.")
     bundle = fetched(url)
     given = split(argv, bundle, url)
-    from beam_pipelines.runners.dataflow.job import Call, submit
+    from beam_pipelines.runners.dataflow.job import DataflowCall, submit
 
     with tempfile.TemporaryDirectory() as folder:
         loaded = replace(unpack(bundle, Path(folder), set_=given.spec), path=url)
-        call = _call(bundle, given, Call)
+        call = _call(bundle, given, DataflowCall)
         where = _range(loaded, given.ours)
         job = submit(
             loaded,

@@ -18,7 +18,7 @@ from beam_pipelines.errors import RunError, TransientError
 from beam_pipelines.places import read_bytes, write_bytes
 from beam_pipelines.runners.dataflow.settings import SPEC_LABEL
 from beam_pipelines.sinks.claims import busy, holders, overlap, release, stale
-from beam_pipelines.sinks.epochs import all_starts, handed_in
+from beam_pipelines.sinks.epochs import Start, all_starts, handed_in
 from beam_pipelines.sinks.run import Output, RunInfo
 
 _ENDED = {"JOB_STATE_DONE", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_UPDATED", "JOB_STATE_DRAINED", "JOB_STATE_STOPPED"}
@@ -72,11 +72,11 @@ def remembered(state: str, run_ids: Iterable[str]) -> dict[str, HandedIn]:
     return {job.run_id: job for content in contents if content for job in [msgspec.json.decode(content, type=HandedIn)]}
 
 
-def never_ran(state: str, run_ids: Iterable[str]) -> bool:
-    """Whether of none of these runs a job was taken by the service."""
-    run_ids = list(run_ids)
-    known = remembered(state, run_ids)
-    return all(run_id in known and not known[run_id].taken for run_id in run_ids)
+def taken_starts(state: str) -> dict[int, Start]:
+    """The starts of a stream, by epoch, without those whose job the service did not take: these never ran."""
+    started = all_starts(state)
+    known = remembered(state, (start.run_id for start in started.values()))
+    return {epoch: start for epoch, start in started.items() if start.run_id not in known or known[start.run_id].taken}
 
 
 def jobs_of(options: PipelineOptions, job: HandedIn) -> list[Found]:

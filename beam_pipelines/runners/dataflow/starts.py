@@ -21,11 +21,13 @@ from beam_pipelines.runners.dataflow.settings import DATAFLOW
 from beam_pipelines.runners.dataflow.subscriptions import go_back
 from beam_pipelines.runners.versions import versions_here
 from beam_pipelines.sinks.epochs import Ran, keep_ran, newest_start, run_another, take_epoch
-from beam_pipelines.sinks.reached import Reached, begin, starts, write_progress
+from beam_pipelines.sinks.reached import Reached, begin, starts, until_now, write_progress
 from beam_pipelines.sinks.run import RunInfo
+from beam_pipelines.sources.pubsub_messages import AHEAD_MICROS
 from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sources import PubsubSource
 
 _TICK_MICROS = 1_000_000  # by which progress may be ahead besides
 
@@ -78,24 +80,37 @@ def first_or_next(loaded: LoadedSpec, run_id: str, versions: Versions, *, first:
     before = certain(spec, state)
     since = Resume(before).since(spec)
     for source in spec.sources.stream:
-        go_back(source.pubsub, since)
+        _go_back(source, since, say=say)
     epoch = take_epoch(state, run_id, dict(versions), ran=ran, versions=_versions())
     write_progress(state, epoch, Reached(before.watermark_micros, before.watermark_micros, before.through_ms))
     say(f"stream {spec.pipeline}: start {epoch}; {delivered_again(since)} is read again")
     return Begun(_run(spec, state, run_id, epoch, versions), before, keep_ran(state, ran))
 
 
+def _go_back(source: PubsubSource, since: int | None, *, say: Say) -> None:
+    """Has what arrived at `since` or later delivered again; where it is an attribute that says when, also what was published so much earlier."""
+    ahead = AHEAD_MICROS if source.arrival is not None and source.arrival.attribute is not None else 0
+    found = go_back(source.pubsub, since, ahead=ahead)
+    if since is not None and found > since - ahead:
+        say(
+            f"{source.pubsub}: keeps messages since {_second(found)}: what was published before and says to have arrived at {_second(since)} or later "
+            "is not read again, and windows may lack it until a batch over the archive"
+        )
+
+
 def delivered_again(since: int | None) -> str:
     """What a start reads again, in words."""
-    if since is None:
-        return "all that the subscriptions keep"
-    return f"what was published since {np.datetime64(since, 'us').astype('datetime64[s]')}Z"
+    return "all that the subscriptions keep" if since is None else f"what arrived since {_second(since)}"
+
+
+def _second(micros: int) -> str:
+    return f"{np.datetime64(micros, 'us').astype('datetime64[s]')}Z"
 
 
 def certain(spec: PipelineSpec, state: str) -> Reached:
     """How far the starts of this state have come for certain; from there a next one goes back."""
     earlier = starts(state)
-    return safe(earlier[max(earlier)] if earlier else Reached(), spec)
+    return safe(until_now(earlier[max(earlier)]) if earlier else Reached(), spec)
 
 
 def safe(noted: Reached, spec: PipelineSpec) -> Reached:

@@ -22,18 +22,21 @@ _ANEW = (
 )
 
 
-def go_back(subscription: str, micros: int | None) -> None:
-    """Has the service deliver again what was published at `micros` or later, acknowledged or not; None: all that it keeps.
+def go_back(subscription: str, micros: int | None, *, ahead: int = 0) -> int:
+    """Has the service deliver again what was published at `micros` or later, acknowledged or not; None: all that it keeps. Gives the publish time from which on.
 
-    Call it while no job reads the subscription. Raises SourceError where the service does not keep acknowledged messages that long, or refuses.
+    It goes back by `ahead` more, or by as much of that as is kept. Call it while no job reads the subscription. Raises SourceError where the service does not keep acknowledged
+    messages since `micros`, or refuses.
     """
     types = types_for("sources.stream")
     with _asking(subscription) as (channel, routed):
-        since = _kept_since(subscription, _kept_s(channel, subscription, routed, patience_s=_PATIENCE_S), micros)
+        kept = _kept_since(subscription, _kept_s(channel, subscription, routed, patience_s=_PATIENCE_S), micros)
+        since = kept if micros is None else max(kept, micros - ahead)
         seek = call(channel, "Subscriber/Seek", bool)
         request = types.SeekRequest.pb()(subscription=subscription)
         request.time.FromMicroseconds(since)
         patiently(lambda: seek(request, timeout=30.0, metadata=routed), patience_s=_PATIENCE_S)
+        return since
 
 
 def kept_s(subscription: str, *, patience_s: float) -> int:
@@ -68,10 +71,10 @@ def _asking(subscription: str) -> Iterator[tuple[grpc.Channel, Any]]:
 
 
 def _kept_since(subscription: str, seconds: int, micros: int | None) -> int:
-    """`micros`, or where it is None the moment from which on everything is kept. Raises SourceError where that is later than asked for."""
+    """The moment from which on everything is kept. Raises SourceError where that is later than `micros`, or nothing is."""
     since = time.time_ns() // 1_000 - seconds * 1_000_000
     if not seconds or (micros is not None and micros < since):
         needed = "all of them" if micros is None else f"those since {np.datetime64(micros, 'us').astype('datetime64[s]')}Z"
         kept = f"keeps acknowledged messages for {seconds // 3600} hours" if seconds else "keeps no acknowledged messages"
         raise SourceError(f"sources.stream: {subscription}: {kept}, and this start needs {needed} again.", hint=_ANEW)
-    return since if micros is None else micros
+    return since

@@ -15,12 +15,11 @@ from pydantic import ValidationError
 from beam_pipelines.edges import Resume
 from beam_pipelines.runners.dataflow import service
 from beam_pipelines.runners.dataflow.checks import check_dataflow
-from beam_pipelines.runners.dataflow.job import Call, at_work, options_of
+from beam_pipelines.runners.dataflow.job import DataflowCall, at_work, options_of
 from beam_pipelines.runners.dataflow.plan import Change, compare, planned
 from beam_pipelines.runners.dataflow.service import Found
 from beam_pipelines.runners.dataflow.starts import certain
 from beam_pipelines.runners.upgrade import Upgrade, upgrade_of, version_of
-from beam_pipelines.sinks.epochs import all_starts
 from beam_pipelines.spec.load import LoadedSpec
 
 
@@ -28,7 +27,7 @@ from beam_pipelines.spec.load import LoadedSpec
 class TakeOver:
     """How a spec takes its stream over. `job`: the one that runs, and is replaced, with its state, unless there is something that `breaks` that.
 
-    None: a start of its own. Then the subscriptions deliver again what was published at `since` or later (microseconds; None: all that they keep), `first`: nothing.
+    None: a start of its own. Then the subscriptions deliver again what arrived at `since` or later (microseconds; None: all that they keep), `first`: nothing.
     """
 
     job: Found | None = None
@@ -37,7 +36,7 @@ class TakeOver:
     since: int | None = None
 
 
-def upgrade_on_dataflow(loaded: LoadedSpec, call: Call) -> tuple[Upgrade, TakeOver]:
+def upgrade_on_dataflow(loaded: LoadedSpec, call: DataflowCall) -> tuple[Upgrade, TakeOver]:
     """What the spec would do to what is stored, and how it would take over. Nothing is changed.
 
     Raises SpecError where the job could not run there, RunError or TransientError where the service does not say which jobs run, SinkError where the state folder refuses.
@@ -45,15 +44,15 @@ def upgrade_on_dataflow(loaded: LoadedSpec, call: Call) -> tuple[Upgrade, TakeOv
     check_dataflow(loaded, call.settings, call.flags, mode="stream")
     job, found = next(iter(at_work(loaded, call)), (None, None))
     if job is None or found is None:
-        return upgrade_of(loaded, from_archive=False), _start(loaded)
+        taken = service.taken_starts(loaded.state)
+        return upgrade_of(loaded, begun=taken, from_archive=False), _start(loaded, first=not taken)
     ran = service.ran_by(options_of(loaded, call)[0], job, found)
     seen = upgrade_of(loaded, ran=ran, from_archive=False)
     ending = (Change(f"it is in {found.state}", "a job that is to end takes no update", breaks=True),) if found.ending else ()
     return seen, TakeOver(found, (*ending, *_breaks(loaded, seen)))
 
 
-def _start(loaded: LoadedSpec) -> TakeOver:
-    first = service.never_ran(loaded.state, [start.run_id for start in all_starts(loaded.state).values()])
+def _start(loaded: LoadedSpec, *, first: bool) -> TakeOver:
     return TakeOver(first=first, since=None if first else Resume(certain(loaded.spec, loaded.state)).since(loaded.spec))
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions
 from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
 
 from beam_pipelines.errors import BeamPipelinesError
@@ -90,8 +90,13 @@ def _options(where: Target, flags: Sequence[str], mode: str) -> PipelineOptions:
 
 
 def _slots(where: Target, flags: Sequence[str], mode: str) -> Iterator[Finding]:
-    wanted = _options(where, flags, mode).view_as(FlinkRunnerOptions).parallelism
+    options = _options(where, flags, mode)
+    wanted = options.view_as(FlinkRunnerOptions).parallelism
     found = f"it takes {wanted}, {where.slots_free} of {where.slots} are free"
+    each = int(options.view_as(PortableOptions).sdk_worker_parallelism)
+    if mode == "stream" and wanted > 1 and each > 0:
+        processes = 1 if where.workers == LOOPBACK else min(wanted, where.task_managers * each)
+        found += f"; {processes} Python process{'es' * (processes != 1)} read and compute"
     if wanted <= where.slots_free:
         yield Finding(f"slots, {mode}", "good", found)
     else:

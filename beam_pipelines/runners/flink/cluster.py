@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from beam_pipelines.errors import BeamPipelinesError, RunError, TransientError
 from beam_pipelines.runners.flink.conf import DIRECT_MB, HEAP_MB, HOST, LOGGING, flink_conf, zookeeper_conf
@@ -38,11 +37,13 @@ from beam_pipelines.runners.kept import alone, kept_folder
 
 REST_PORT = 8081
 SLOTS = 2
-Part = Literal["zookeeper", "job manager", "task manager", "worker pool"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Part = str
+PARTS: tuple[Part, ...] = ("zookeeper", "job manager", "task manager", "worker pool")
+"""Of a cluster with one task manager; further ones are called "task manager 2" and so on."""
 
 WORKER = "beam-worker"
 """The name of a worker's process, on Linux; the spare one of a pool has it not yet."""
+_TASK_MANAGER = "task manager"
 _RECORD = "cluster.json"
 _START_TIMEOUT_S = 90.0
 _ANSWER_S = 5.0
@@ -90,9 +91,14 @@ class Cluster:
         return FlinkRest(self.rest)
 
     @property
+    def task_managers(self) -> int:
+        """How many there are, alive or not; the slots are spread evenly."""
+        return sum(part.startswith(_TASK_MANAGER) for part in self.parts)
+
+    @property
     def dead(self) -> list[Part]:
         """The parts that do not run."""
-        return [part for part in PARTS if not alive(self.parts[part])]
+        return [part for part, process in self.parts.items() if not alive(process)]
 
     @property
     def worker_pids(self) -> list[int]:
@@ -144,7 +150,7 @@ class Cluster:
 
     def end(self) -> None:
         """Ends what was started, and all that it started; returns when that is gone. Logs, checkpoints and savepoints stay."""
-        for part in reversed(PARTS):
+        for part in reversed(list(self.parts)):
             end(self.parts[part], grace_s=_GRACE_S)
         for name in _PASSING:
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -157,7 +163,7 @@ class Cluster:
     def _start(self, part: Part) -> LastingProcess:
         # Programs that the workers start find this environment's, as they would from an activated one.
         path = os.pathsep.join([str(Path(sys.executable).parent), self.environment.get("PATH", os.defpath)])
-        own = self.store.environment(self.environment) if part in ("job manager", "task manager") else {}
+        own = self.store.environment(self.environment) if part == "job manager" or part.startswith(_TASK_MANAGER) else {}
         return start(
             self._command(part), folder=self.folder, log=self.log(part), mark=f"{self.id}/{part}",
             environment={**self.environment, "PATH": path, **own},
@@ -175,11 +181,11 @@ class Cluster:
                 ["-Xmx512m", "-XX:+UseSerialGC"], "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint",
                 "--configDir", str(self.folder / "conf"),
             ),
-            "task manager": (
+            _TASK_MANAGER: (
                 [f"-Xmx{HEAP_MB}m", f"-XX:MaxDirectMemorySize={DIRECT_MB}m"], "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
                 "--configDir", str(self.folder / "conf"),
             ),
-        }[part]  # fmt: skip
+        }[_TASK_MANAGER if part.startswith(_TASK_MANAGER) else part]  # fmt: skip
         log = [f"-Dorg.slf4j.simpleLogger.{key}={value}" for key, value in LOGGING.items()]
         opens = [*JAVA_OPENS, f"-Dlog.file={self.log(part)}"]
         return [str(find_java(self.environment)), *memory, *opens, *log, "-cp", str(self.jar), main, *arguments]
@@ -188,10 +194,11 @@ class Cluster:
         for name in ("conf", "logs", "tmp", "recovery", "zookeeper"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         store = self.store.settings(self.environment)
-        conf = flink_conf(self.folder, slots=self.slots, rest_port=self.ports.rest, zookeeper_port=self.ports.zookeeper, store=store)
+        slots = self.slots // self.task_managers
+        conf = flink_conf(self.folder, slots=slots, rest_port=self.ports.rest, zookeeper_port=self.ports.zookeeper, store=store)
         for name, text in (("flink-conf.yaml", conf), ("zoo.cfg", zookeeper_conf(self.folder, self.ports.zookeeper))):
             (self.folder / "conf" / name).write_text(text, "utf-8")
-        for part in PARTS:
+        for part in self.parts:
             self.log(part).write_bytes(b"")
 
     def _write(self) -> None:
@@ -218,7 +225,7 @@ def find_cluster(folder: Path | None = None) -> Cluster | None:
     path = folder / _RECORD
     try:
         found = json.loads(path.read_text("utf-8"))
-        parts = {part: LastingProcess(**found["parts"][part]) for part in PARTS}
+        parts = {part: LastingProcess(**process) for part, process in found["parts"].items()}
         store = Store(**found.get("store", asdict(store_at(None, folder))))  # clusters of earlier versions name none
         return Cluster(folder, found["id"], Ports(**found["ports"]), found["slots"], Path(found["jar"]), store, parts)
     except FileNotFoundError:
@@ -240,6 +247,7 @@ def start_cluster(
     folder: Path | None = None,
     *,
     slots: int | None = None,
+    task_managers: int | None = None,
     port: int | None = None,
     checkpoints: str | None = None,
     job_server_jar: str | None = None,
@@ -248,7 +256,7 @@ def start_cluster(
 ) -> tuple[Cluster, list[Part]]:
     """A cluster that is ready in `folder`, and the parts that were started for it: none where it ran already, some where some were dead.
 
-    Where None, `slots` is SLOTS, and `port`, that of Flink's REST service, 8081 or, where another has that, a free one. `environment` is what the
+    Where None, `task_managers` is 1, `slots`, of all together, SLOTS or one for each, and `port`, that of Flink's REST service, 8081 or, where another has that, a free one. `environment` is what the
     pool's workers see. Checkpoints and savepoints lie below `checkpoints`, a folder or gs://bucket/folder; where None, in `folder`.
     Raises RunError where a part does not start (what was started is then ended), where the cluster that runs is another than was asked for,
     and where there is no Java, jar or plugin; SinkError where `checkpoints` cannot be written, SpecError where it is no such place.
@@ -257,15 +265,23 @@ def start_cluster(
     with alone(folder, what="the cluster's files", instead="name one by --folder"):
         found = find_cluster(folder)
         if found is not None:
-            _same(found, slots, port, None if checkpoints is None else store_at(checkpoints, folder))
+            _same(found, slots, task_managers, port, None if checkpoints is None else store_at(checkpoints, folder))
             return _repaired(replace(found, environment=environment))
+        managers = task_managers or 1
+        slots = slots or max(SLOTS, managers)
+        if slots % managers:
+            raise RunError(
+                f"{slots} slots cannot be spread evenly over {managers} task managers.",
+                hint=f"Ask for {managers * (slots // managers + 1)}.",
+            )
         find_java(environment)
         store = store_at(checkpoints, folder)
         store.make()
         jar = find_job_server(job_server_jar, environ=environment, say=say)
         if store.in_bucket:
             store = replace(store, plugins=str(find_gs_plugin(environment, say=say)))
-        return _started(folder, slots or SLOTS, port, jar, store, environment), list(PARTS)
+        started = _started(folder, slots, managers, port, jar, store, environment)
+        return started, list(started.parts)
 
 
 def end_cluster(folder: Path | None = None) -> Cluster | None:
@@ -295,6 +311,7 @@ def local_cluster(
     folder: Path,
     *,
     slots: int = SLOTS,
+    task_managers: int = 1,
     checkpoints: str | None = None,
     environment: Mapping[str, str] = os.environ,
     say: Say | None = None,
@@ -304,7 +321,10 @@ def local_cluster(
     `kill` and `restart` are the Cluster's; after a `restart` use the Cluster that it gave.
     """
     with _ended_with_this_process(folder):
-        yield start_cluster(folder, slots=slots, port=_free_ports(1)[0], checkpoints=checkpoints, environment=environment, say=say)[0]
+        port = _free_ports(1)[0]
+        yield start_cluster(
+            folder, slots=slots, task_managers=task_managers, port=port, checkpoints=checkpoints, environment=environment, say=say
+        )[0]
 
 
 @contextlib.contextmanager
@@ -334,9 +354,15 @@ def _name(pid: int) -> str:
         return ""
 
 
-def _same(found: Cluster, slots: int | None, port: int | None, store: Store | None) -> None:
+def _same(found: Cluster, slots: int | None, task_managers: int | None, port: int | None, store: Store | None) -> None:
     place = None if store is None else store.place
-    for what, has, asked in (("slots", found.slots, slots), ("port", found.ports.rest, port), ("checkpoints", found.store.place, place)):
+    settings = (
+        ("slots", found.slots, slots),
+        ("task managers", found.task_managers, task_managers),
+        ("port", found.ports.rest, port),
+        ("checkpoints", found.store.place, place),
+    )
+    for what, has, asked in settings:
         if asked is not None and has != asked:
             raise RunError(
                 f"{found.folder}: the cluster there was started with {what} {has}; asked for was {asked}.",
@@ -352,16 +378,19 @@ def _repaired(found: Cluster) -> tuple[Cluster, list[Part]]:
     return found, dead
 
 
-def _started(folder: Path, slots: int, port: int | None, jar: Path, store: Store, environment: Mapping[str, str]) -> Cluster:
+def _started(
+    folder: Path, slots: int, task_managers: int, port: int | None, jar: Path, store: Store, environment: Mapping[str, str]
+) -> Cluster:
     rest = REST_PORT if port is None and not listens(f"{HOST}:{REST_PORT}") and _free(REST_PORT) else port
     zookeeper, workers, other = _free_ports(3)
-    nobody = {part: LastingProcess(0, "", "") for part in PARTS}
+    more = [f"{_TASK_MANAGER} {number}" for number in range(2, task_managers + 1)]
+    nobody = {part: LastingProcess(0, "", "") for part in (*PARTS[:-1], *more, PARTS[-1])}
     cluster = Cluster(folder, secrets.token_hex(8), Ports(rest or other, zookeeper, workers), slots, jar, store, nobody, environment)
     for name in _PASSING:  # what a crash of the machine left
         shutil.rmtree(folder / name, ignore_errors=True)
     cluster._configure()
     try:
-        for part in PARTS:
+        for part in cluster.parts:
             cluster = cluster.restart(part)
         cluster.wait_until_ready()
     except (BeamPipelinesError, OSError, KeyboardInterrupt):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions, PipelineOptions, PortableOptions
 from apache_beam.runners.portability.job_server import JavaJarJobServer
 from apache_beam.version import __version__ as BEAM_VERSION  # noqa: N812  (a constant)
 
@@ -37,6 +37,9 @@ _GROWS = frozenset({"kubernetes.cluster-id", "yarn.application.id"})
 """Settings of clusters that start task managers when a job needs them."""
 _BATCH_FAILURES = 3
 """A batch whose tasks have failed so often is ended: its input and its code do not change."""
+
+_ELEMENTS_EACH = 8
+"""Of a source for each slot: Flink spreads them by a hash, and a process that gets none reads nothing."""
 
 _UNKNOWN = "Could not find Flink job"
 _SOURCE, _WEIGH_EVERY_S = "Read-", 30.0
@@ -411,9 +414,7 @@ def flink_job(
 
 def options_for(where: Target, flags: Sequence[str], *, endpoint: str, streaming: bool, path: Sequence[str] = ()) -> PipelineOptions:
     """Options for a job on the cluster, handed in at `endpoint`. Raises SpecError where a flag is wrong, or asks for more slots than the cluster can have."""
-    options = flink_options(
-        endpoint, where.workers, flags, streaming=streaming, slots=where.slots, task_managers=where.task_managers, path=path
-    )
+    options = flink_options(endpoint, where.workers, flags, streaming=streaming, slots=where.slots, path=path)
     wanted = options.view_as(FlinkRunnerOptions).parallelism
     if wanted > where.slots and not _yields(where.rest.configuration()):
         raise SpecError(
@@ -421,6 +422,22 @@ def options_for(where: Target, flags: Sequence[str], *, endpoint: str, streaming
             hint="Ask for less, or give the cluster more slots.",
         )
     return options
+
+
+def expect_room(flink: Flink, flags: Sequence[str]) -> None:
+    """Before a stream starts once more: raises as `target` does, and RunError where the cluster has lost slots that it takes."""
+    try:
+        options_for(target(flink), flags, endpoint="", streaming=True)
+    except SpecError as error:
+        raise RunError(error.message, hint=error.hint) from None
+
+
+def elements_of(flink: Flink, flags: Sequence[str]) -> int:
+    """How many elements stand for each source of a stream (see `ReadPubsub`): 1 where one process does all the work. Raises as `target` and `options_for` do."""
+    where = target(flink)
+    options = options_for(where, flags, endpoint="", streaming=True)
+    wanted, each = options.view_as(FlinkRunnerOptions).parallelism, int(options.view_as(PortableOptions).sdk_worker_parallelism)
+    return 1 if where.workers == LOOPBACK or (wanted == 1 and each == 1) else _ELEMENTS_EACH * wanted
 
 
 def _yields(configuration: Mapping[str, str]) -> bool:

@@ -53,7 +53,7 @@ class FlinkJobOptions(PipelineOptions):  # type: ignore[misc]  # Beam ships no t
 
 
 def flink_options(
-    endpoint: str, workers: str, flags: Sequence[str], *, streaming: bool, slots: int, task_managers: int = 1, path: Sequence[str] = ()
+    endpoint: str, workers: str, flags: Sequence[str], *, streaming: bool, slots: int, path: Sequence[str] = ()
 ) -> PipelineOptions:
     """Options for a job by the job server at `endpoint`, with workers in this process (LOOPBACK) or those of the pool at `workers` (`host:port`).
 
@@ -75,11 +75,6 @@ def flink_options(
         portable.environment_config = None if workers == LOOPBACK else json.dumps({"url": workers, "params": {PATH: os.pathsep.join(path)}})
     if flink.parallelism == -1:
         flink.parallelism = 1 if streaming else slots
-    if streaming and flink.parallelism > 1 and task_managers > 1 and portable.environment_type != "LOOPBACK":
-        raise SpecError(
-            f"--parallelism={flink.parallelism}: a stream's account of what is stored is kept by one process, and the cluster has {task_managers} task managers.",
-            hint="Leave it out, or run the stream on a cluster with one task manager.",
-        )
     if streaming:
         _stream(job)
     return options

@@ -13,6 +13,7 @@ from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.sinks.speed_views import folders_in_use
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.spec.ranges import cuts_of, parse_range
+from beam_pipelines.spec.sinks import ROWS
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def compared_range(spec: PipelineSpec, run: RunResults, batch: Mapping[str, Snap
 
 def _partitions(snapshot: Snapshot, output: SpeedOutput) -> list[Range]:
     clock = snapshot.clock
-    if output.of != "rows" or clock is None:
+    if output.of != ROWS or clock is None:
         return []
     found = (partition_range(folder, clock.partition, clock.unit) for folder in folders_in_use(output.folder) or ())
     return [each for each in found if each is not None]

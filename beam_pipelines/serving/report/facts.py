@@ -27,6 +27,7 @@ from beam_pipelines.sinks.outputs import SpeedOutput, read_outputs
 from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.sinks.speed_views import speed_sql
 from beam_pipelines.sinks.views import select_sql
+from beam_pipelines.spec.sinks import ROWS
 
 T = TypeVar("T")
 MOST_BARS = 200
@@ -142,18 +143,18 @@ class Facts:
     def times(self) -> Times:
         """The clocks of the run's rows, in two passes."""
         sql, there = self._rows_sql()
-        written = next((o.rows for o in self._run.outputs if o.of == "rows"), there)
+        written = next((o.rows for o in self._run.outputs if o.of == ROWS), there)
         return _told("The rows", lambda: self._times(sql, written))
 
     def _rows_sql(self) -> tuple[str, int]:
         """The run's rows in the first output of them, and how many the manifest says these are."""
         for output in self._speed:
-            if output.of == "rows":
+            if output.of == ROWS:
                 return speed_sql(self._state, msgspec.structs.replace(output, provenance=True)), 0
         if self._run.status == "failed":
             raise Unknown("The run failed: it has committed no rows.")
         for snapshot in self.snapshots.values():
-            if snapshot.of == "rows":
+            if snapshot.of == ROWS:
                 mine = tuple(f for f in snapshot.files if f.run_id == self._run.metadata.run_id)
                 if not mine and snapshot.files:
                     raise Unknown("Later runs have replaced all that this run wrote.")

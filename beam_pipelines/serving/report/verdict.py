@@ -9,6 +9,7 @@ from statistics import median
 from beam_pipelines.serving.report.markup import counted, number, share
 from beam_pipelines.sinks.ledger import DEAD_AT_SINK
 from beam_pipelines.sinks.results import RunResults
+from beam_pipelines.spec.sinks import ROWS
 
 _AT_SINK = DEAD_AT_SINK.rstrip("@")
 _AT_AGGREGATE = "aggregate:"
@@ -118,7 +119,7 @@ def balances(run: RunResults) -> tuple[Balance, ...]:
 
 
 def _outputs_of_rows(run: RunResults) -> list[str]:
-    of_rows = {o.name for o in run.outputs if o.of == "rows"}
+    of_rows = {o.name for o in run.outputs if o.of == ROWS}
     counted_at = {name for line in run.ledger for name in (*line.written, *line.refused)}
     return sorted({n for n in counted_at if n == "rows" or n.startswith("rows_") or n in of_rows})
 

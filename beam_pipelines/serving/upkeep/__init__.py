@@ -21,16 +21,16 @@ from beam_pipelines.serving.upkeep.archive import needed, newest_message, old_ho
 from beam_pipelines.serving.upkeep.batch import (
     OldLetters,
     delete_letters,
+    finish_letters,
     old_failed_letters,
     old_letters,
     old_runs,
-    settle_letters,
     started,
 )
-from beam_pipelines.serving.upkeep.layers import Layer, Stock, expected, merge, stock_of
+from beam_pipelines.serving.upkeep.layers import Layer, LayerSize, expected, merge, size_of
 from beam_pipelines.serving.upkeep.speed import Before, Found, old_files
 from beam_pipelines.sinks.claims import claim, release
-from beam_pipelines.sinks.deletions import Deleted, Doomed, Step, delete_steps, of_a_stream, read_account, settle
+from beam_pipelines.sinks.deletions import Deleted, Doomed, Step, delete_steps, finish_deletions, of_a_stream, read_account
 from beam_pipelines.sinks.epochs import latest_epoch
 from beam_pipelines.sinks.labels import places_of
 from beam_pipelines.sinks.manifest import snapshots
@@ -49,8 +49,8 @@ class Row:
 
     layer: str
     of: str
-    before: Stock
-    after: Stock
+    before: LayerSize
+    after: LayerSize
     merged: int = 0
     swept: int = 0
 
@@ -104,10 +104,10 @@ def upkeep(
         if not held:
             raise SinkError(f"compact: another call works on {loaded.state}.", hint="Wait until it has ended.")
         notes: list[str] = []
-        for _ in _settled(loaded, layers):
+        for _ in _finished(loaded, layers):
             pass
         plan = _plan(loaded, layers, now)
-        before = [stock_of(layer) for layer in layers]
+        before = [size_of(layer) for layer in layers]
         known = len(read_account(loaded.state).deleted)
         for step in _delete(loaded.state, plan, outputs, run, now, notes):
             say(step.path)
@@ -115,13 +115,13 @@ def upkeep(
         epoch = latest_epoch(loaded.state)
         acts = [merge(layer, epoch=epoch, now=now, say=say) for layer in layers]
         rows = [
-            Row(layer.name, layer.of, was, stock_of(layer), act["merged"], act["swept"])
+            Row(layer.name, layer.of, was, size_of(layer), act["merged"], act["swept"])
             for layer, was, act in zip(layers, before, acts, strict=True)
         ]
     return Report(tuple(rows), deleted, tuple(plan.kept), plan.before, notes=tuple(notes))
 
 
-def _settled(loaded: LoadedSpec, layers: Sequence[Layer]) -> Iterable[Step]:
+def _finished(loaded: LoadedSpec, layers: Sequence[Layer]) -> Iterable[Step]:
     folders = [folder for layer in layers for folder in layer.folders()]
     failed = {
         join(run.kept_letters.folder, parent(path))
@@ -129,8 +129,8 @@ def _settled(loaded: LoadedSpec, layers: Sequence[Layer]) -> Iterable[Step]:
         if run.kept_letters
         for path in run.kept_letters.files
     }
-    yield from settle(loaded.state, [*folders, join(loaded.state, "runs"), *sorted(failed)])
-    yield from settle_letters(loaded.state)
+    yield from finish_deletions(loaded.state, [*folders, join(loaded.state, "runs"), *sorted(failed)])
+    yield from finish_letters(loaded.state)
 
 
 def _plan(loaded: LoadedSpec, layers: Sequence[Layer], now: Callable[[], float]) -> _Plan:
@@ -215,7 +215,7 @@ def _foreseen(loaded: LoadedSpec, layers: Sequence[Layer], plan: _Plan, now: Cal
     gone, epoch = frozenset(d.path for d in plan.doomed), latest_epoch(loaded.state)
     rows = []
     for layer in layers:
-        before, left = stock_of(layer), stock_of(layer, gone)
+        before, left = size_of(layer), size_of(layer, gone)
         files, swept = expected(layer, epoch, gone)
         rows.append(Row(layer.name, layer.of, before, replace(left, files=files), 0, swept))
     at = show_instant(round(now()) * 1_000_000)

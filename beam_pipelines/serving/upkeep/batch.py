@@ -19,8 +19,9 @@ from beam_pipelines.places import exists, join, parent, size
 from beam_pipelines.sinks import manifest
 from beam_pipelines.sinks.committing import carry_out, finish
 from beam_pipelines.sinks.deletions import Deleted, Doomed, Intent, Step, read_account, write_account
-from beam_pipelines.sinks.manifest import Change, Commit, Snapshot
+from beam_pipelines.sinks.manifest import Change, CommitEntry, Snapshot
 from beam_pipelines.sinks.results import RunResults, find_run, record_path
+from beam_pipelines.spec.sinks import LETTERS
 
 V = TypeVar("V")
 KEPT_RUNS = 20
@@ -67,7 +68,7 @@ def old_letters(batch: Mapping[str, Snapshot], runs: Sequence[RunResults], befor
     begun = {run.metadata.run_id: started(run) for run in runs}
     found = []
     for name, snapshot in batch.items():
-        if snapshot.of == "dead_letters" and snapshot.partitions == ("run_id",):
+        if snapshot.of == LETTERS and snapshot.partitions == ("run_id",):
             gone = frozenset(run for run in {f.run_id for f in snapshot.files} if begun.get(run, before) < before)
             files = [f for f in snapshot.files if f.run_id in gone]
             if files:
@@ -97,7 +98,7 @@ def _failed_letters(run: RunResults) -> list[str]:
 def delete_letters(state: str, old: OldLetters, run_id: str, *, at: str) -> Iterator[Step]:
     """Commits the output without these letters, and puts it on record; after each step the process may die. Call it with the output claimed.
 
-    `run_id` is this commit's own. What became of it, `settle_letters` finds out.
+    `run_id` is this commit's own. What became of it, `finish_letters` finds out.
     """
     newest = manifest.latest(state)
     if newest is None:
@@ -116,10 +117,10 @@ def delete_letters(state: str, old: OldLetters, run_id: str, *, at: str) -> Iter
         for _ in carry_out(state, decided):
             yield Step("deleted", old.output)
         break
-    yield from settle_letters(state)
+    yield from finish_letters(state)
 
 
-def settle_letters(state: str) -> Iterator[Step]:
+def finish_letters(state: str) -> Iterator[Step]:
     """Puts an intent on record as deleted if its commit was decided, and drops it else."""
     account = read_account(state)
     if account.intent is None:
@@ -133,12 +134,12 @@ def settle_letters(state: str) -> Iterator[Step]:
     yield Step("done", state)
 
 
-def _decided(state: str, intent: Intent) -> Commit | None:
+def _decided(state: str, intent: Intent) -> CommitEntry | None:
     later = (manifest.read_commit(state, number) for number in manifest.numbers(state) if number > intent.base)
     return next((commit for commit in later if commit is not None and commit.run_id == intent.run_id), None)
 
 
-def _without(state: str, newest: Commit, old: OldLetters, run_id: str) -> Commit:
+def _without(state: str, newest: CommitEntry, old: OldLetters, run_id: str) -> CommitEntry:
     """The commit that leaves the letters out. Its record is that of the run before: it is no run of its own."""
     number, before = newest.number + 1, newest.snapshots[old.output]
     files = tuple(f for f in before.files if f.run_id not in old.runs)

@@ -30,7 +30,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Stock:
+class LayerSize:
     """What lies in a layer's folders: live files with their bytes and rows; `waiting` were merged and are deleted a minute later."""
 
     folders: int = 0
@@ -40,16 +40,16 @@ class Stock:
     waiting: int = 0
 
 
-def stock_of(layer: Layer, without: frozenset[str] = frozenset()) -> Stock:
+def size_of(layer: Layer, without: frozenset[str] = frozenset()) -> LayerSize:
     """What lies there now, but for the files `without`."""
-    found = Stock()
+    found = LayerSize()
     for folder in layer.folders():
         every = _live(folder, layer)
         live = [file for file in every if file.path not in without]
         if live:
             rows, held = sum(_or_none(layer.rows, f.path) for f in live), sum(_or_none(_bytes, f.path) for f in live)
             waiting = max(0, len(named(folder)) - len(every))
-            found = Stock(found.folders + 1, found.files + len(live), found.bytes + held, found.rows + rows, found.waiting + waiting)
+            found = LayerSize(found.folders + 1, found.files + len(live), found.bytes + held, found.rows + rows, found.waiting + waiting)
     return found
 
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 import duckdb
 
 from beam_pipelines.arrow.engine import literal
-from beam_pipelines.serving.verify.again import again
 from beam_pipelines.serving.verify.findings import Kind
 from beam_pipelines.serving.verify.layers import Layers, chunks
+from beam_pipelines.serving.verify.retrying import retry
 
-ROWS = 2_000_000
+COMPARED_ROWS = 2_000_000
 """Rows of the batch that are compared at a time; a partition is not cut."""
 BUCKETS = 4_096
 """Of a partition: where a few rows differ, the others are not paired one by one."""
@@ -32,7 +32,7 @@ def differences(
     layers: Layers,
     *,
     tolerance: float,
-    rows: int = ROWS,
+    rows: int = COMPARED_ROWS,
     watch: Callable[[str], object] = lambda _: None,
 ) -> dict[int, int]:
     """Fills the table `differences_N` of the connection and gives the equal rows of each part (start in microseconds, or UNDATED).
@@ -46,13 +46,13 @@ def differences(
     for pieces, undated in chunks(layers, rows):
         watch(layers.name)
         sides = {layer: _hashed(layers, layers.select(layer, pieces, undated=undated)) for layer in ("batch", "speed")}
-        again(lambda: connection.execute(_sums(sides)))  # noqa: B023  # called at once
+        retry(lambda: connection.execute(_sums(sides)))  # noqa: B023  # called at once
         for part, n in connection.execute("SELECT part, sum(b) FROM sums WHERE same GROUP BY part").fetchall():
             equal[part] = equal.get(part, 0) + int(n)
         if connection.execute("SELECT count(*) FROM sums WHERE NOT same").fetchall() == [(0,)]:
             continue
         for layer, sql in sides.items():
-            again(lambda: connection.execute(_suspects(layer, sql)))  # noqa: B023
+            retry(lambda: connection.execute(_suspects(layer, sql)))  # noqa: B023
         for part, n in connection.execute(_ALIKE).fetchall():
             equal[part] = equal.get(part, 0) + int(n)
         connection.execute(f"INSERT INTO {table} {_paired(layers, table, tolerance)}")

@@ -17,8 +17,8 @@ import duckdb
 
 from beam_pipelines.arrow.engine import literal
 from beam_pipelines.arrow.schema import CONTRACT, RUN_ID
-from beam_pipelines.serving.verify.again import again
 from beam_pipelines.serving.verify.layers import Layers
+from beam_pipelines.serving.verify.retrying import retry
 from beam_pipelines.serving.views import BATCH, views
 from beam_pipelines.sinks.epochs import all_starts
 from beam_pipelines.sinks.manifest import snapshots
@@ -26,8 +26,9 @@ from beam_pipelines.sinks.outputs import StreamOutputs
 from beam_pipelines.sinks.reached import Reached, starts
 from beam_pipelines.sinks.results import find_run, list_runs
 from beam_pipelines.sinks.speed_views import AT_AGGREGATE, doors_scan, letters_scan, scan
-from beam_pipelines.sinks.views import NOTHING
+from beam_pipelines.sinks.views import NO_ROWS
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sinks import LETTERS
 
 _LETTER = "source, position, stage, reason, failures[1].name AS name, epoch_us(event_time) AS moment"
 
@@ -77,7 +78,7 @@ class Case:
             return
         found = f"(SELECT id, any_value(detail) AS detail FROM ({sql}) GROUP BY id)"
         update = f"UPDATE {self.table} AS d SET cause = {literal(cause)}, detail = found.detail FROM {found} AS found WHERE d.id = found.id AND d.cause IS NULL"
-        again(lambda: self.connection.execute(update))
+        retry(lambda: self.connection.execute(update))
 
 
 def gather(
@@ -101,7 +102,7 @@ def gather(
     nothing = "SELECT NULL::VARCHAR, NULL::BIGINT, NULL::VARCHAR, NULL::VARCHAR, NULL::VARCHAR, NULL::BIGINT, FALSE, FALSE WHERE FALSE"
     both = "source, position, stage, reason, name, any_value(moment) AS moment, bool_or(batch) AS batch, bool_or(speed) AS speed"
     union = " UNION ALL ".join([f"({nothing})", *letters])
-    again(lambda: connection.execute(
+    retry(lambda: connection.execute(
         f"CREATE TEMP TABLE letters AS SELECT {both} FROM ({union}) AS found(source, position, stage, reason, name, moment, batch, speed) "
         "GROUP BY source, position, stage, reason, name"
     ))  # fmt: skip
@@ -109,14 +110,14 @@ def gather(
 
 def stream_letters(state: str, stream: StreamOutputs) -> list[str]:
     """Where dead letters of the stream are, each at least once."""
-    return [found for o in stream.outputs if o.of == "dead_letters" and (found := letters_scan(state, o)) is not None]
+    return [found for o in stream.outputs if o.of == LETTERS and (found := letters_scan(state, o)) is not None]
 
 
 def batch_letters(state: str, places: Mapping[str, str]) -> list[str]:
     """SELECTs of the batch's dead letters."""
     sql = views(state, places)
-    found = [sql[name + BATCH] for name, snapshot in snapshots(state, places).items() if snapshot.of == "dead_letters"]
-    return [each for each in found if each != NOTHING]
+    found = [sql[name + BATCH] for name, snapshot in snapshots(state, places).items() if snapshot.of == LETTERS]
+    return [each for each in found if each != NO_ROWS]
 
 
 def reached(state: str) -> Reached | None:
@@ -152,7 +153,7 @@ def _contracts(connection: duckdb.DuckDBPyConnection, each: Iterable[Layers]) ->
         files = scan(layers.output.folder) if {RUN_ID, CONTRACT} <= layers.there["speed"] else None
         if files is not None:
             found |= dict(
-                again(partial(_pairs, connection, f"SELECT DISTINCT {RUN_ID}, {CONTRACT} FROM {files} WHERE {CONTRACT} IS NOT NULL"))
+                retry(partial(_pairs, connection, f"SELECT DISTINCT {RUN_ID}, {CONTRACT} FROM {files} WHERE {CONTRACT} IS NOT NULL"))
             )
     return found
 

@@ -21,15 +21,16 @@ from beam_pipelines.arrow.partition import is_derived
 from beam_pipelines.arrow.ranges import Range, minus, partition_range, partition_value, show_range, union
 from beam_pipelines.arrow.schema import ARRIVAL, CONTRACT, POSITION, RUN_ID, SOURCE, UNKNOWN
 from beam_pipelines.errors import SpecError
-from beam_pipelines.serving.verify.again import again
+from beam_pipelines.serving.verify.retrying import retry
 from beam_pipelines.serving.views import BATCH, views
 from beam_pipelines.sinks.manifest import Committed, Snapshot, snapshots
 from beam_pipelines.sinks.outputs import SpeedOutput, read_columns, read_outputs
 from beam_pipelines.sinks.results import find_run
 from beam_pipelines.sinks.run import Clock, RunInfo
 from beam_pipelines.sinks.speed_views import speed_sql
-from beam_pipelines.sinks.views import NOTHING
+from beam_pipelines.sinks.views import NO_ROWS
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sinks import LETTERS, ROWS
 
 UNDATED = -(2**62)
 """The part of rows without a time, and of an output that is not partitioned by time."""
@@ -139,9 +140,9 @@ def layers_of(
     sql, found, left = views(state, places), list[Layers](), list[tuple[str, str, str]]()
     for number, output in enumerate(stream.outputs):
         snapshot = batch.get(output.name)
-        if output.of == "dead_letters":
+        if output.of == LETTERS:
             continue
-        if output.of != "rows" and output.of not in spec.aggregates:
+        if output.of != ROWS and output.of not in spec.aggregates:
             left.append((output.name, output.of, "the spec has no such aggregate any more"))
         elif snapshot is None:
             left.append((output.name, output.of, "no batch run has committed it"))
@@ -155,7 +156,7 @@ def layers_of(
     left += [
         (name, s.of, "the stream does not store it")
         for name, s in batch.items()
-        if name in places and name not in known and s.of != "dead_letters"
+        if name in places and name not in known and s.of != LETTERS
     ]
     if not found:
         raise SpecError(
@@ -184,18 +185,18 @@ def _layers(
     there = {layer: frozenset(names) for layer, names in kinds.items()}
     committed = _committed(state, snapshot, asked)
     identities = all(set(IDENTITY) <= names for names in there.values() if names)
-    archive = output.of == "rows" and identities and bool(committed) and all(r.input == "archive" for r in committed)
+    archive = output.of == ROWS and identities and bool(committed) and all(r.input == "archive" for r in committed)
     match, more = _match(spec, output, columns, there, archive=archive)
-    time = spec.contract.event_time if output.of == "rows" else WINDOW[0]
+    time = spec.contract.event_time if output.of == ROWS else WINDOW[0]
     missing = () if asked is None else minus(asked, [(r.start, r.end) for r in committed])
     return Layers(number, output, snapshot, there, columns, match, time, committed, archive, (*notes, *more), missing)
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> dict[str, str]:
     """Makes a view; the columns it has and their types, none where the layer never had a row."""
-    again(lambda: connection.execute(f"CREATE VIEW {name} AS {sql}"))
-    described = again(lambda: connection.execute(f"DESCRIBE {name}").fetchall())
-    return {} if sql == NOTHING else {column: kind for column, kind, *_ in described}
+    retry(lambda: connection.execute(f"CREATE VIEW {name} AS {sql}"))
+    described = retry(lambda: connection.execute(f"DESCRIBE {name}").fetchall())
+    return {} if sql == NO_ROWS else {column: kind for column, kind, *_ in described}
 
 
 def _shared(
@@ -233,7 +234,7 @@ def _match(
     spec: PipelineSpec, output: SpeedOutput, columns: Mapping[str, str], there: Mapping[str, frozenset[str]], *, archive: bool
 ) -> tuple[tuple[str, ...], list[str]]:
     known = [names for names in there.values() if names] or [frozenset[str]()]
-    if output.of != "rows":
+    if output.of != ROWS:
         wanted = (*spec.aggregates[output.of].group_by, *WINDOW)
         found = tuple(n for n in wanted if all(n in names for names in known))
         lacking = [n for n in wanted if n not in found]

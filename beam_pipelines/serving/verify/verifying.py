@@ -14,23 +14,24 @@ import duckdb
 from beam_pipelines.arrow.ranges import Range, widened
 from beam_pipelines.errors import SpecError
 from beam_pipelines.places.sql import reading
-from beam_pipelines.serving.verify.again import again
-from beam_pipelines.serving.verify.compare import KINDS, ROWS, differences
+from beam_pipelines.serving.verify.compare import COMPARED_ROWS, KINDS, differences
 from beam_pipelines.serving.verify.evidence import Case, gather
 from beam_pipelines.serving.verify.findings import CAUSES, UNEXPLAINED, Compared, Difference, Kind, Part, Verification
 from beam_pipelines.serving.verify.layers import UNDATED, Layers, layers_of
+from beam_pipelines.serving.verify.retrying import retry
 from beam_pipelines.serving.verify.rows import explain_rows
 from beam_pipelines.serving.verify.windows import explain_windows
 from beam_pipelines.sinks.labels import places_of
 from beam_pipelines.sinks.outputs import read_outputs
 from beam_pipelines.spec.models import PipelineSpec
+from beam_pipelines.spec.sinks import ROWS
 
 TOLERANCE = 1e-9
 MEMORY = "1GB"
 
 
 def verify(
-    spec: PipelineSpec, state: str, asked: Range | None = None, *, tolerance: float = TOLERANCE, samples: int = 20, memory: str = MEMORY, rows: int = ROWS,
+    spec: PipelineSpec, state: str, asked: Range | None = None, *, tolerance: float = TOLERANCE, samples: int = 20, memory: str = MEMORY, rows: int = COMPARED_ROWS,
     watch: Callable[[str], object] = lambda _: None,
 ) -> Verification:  # fmt: skip
     """Batch layer against speed layer over `asked` (event time, or start of the window; None: all that a batch run has committed).
@@ -74,7 +75,7 @@ def _connection(memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def _explain(cases: Sequence[Case], places: Mapping[str, str]) -> None:
     """Rows first: what is in a window differs because of them."""
-    of_rows = [case for case in cases if case.layers.output.of == "rows"]
+    of_rows = [case for case in cases if case.layers.output.of == ROWS]
     for case in of_rows:
         if case.open():
             explain_rows(case, dict(places))
@@ -122,7 +123,7 @@ def _samples(case: Case, most: int) -> Iterator[Difference]:
     listed = ", ".join(str(id_) for (id_,) in ids)
     if not ids:
         return
-    found = again(
+    found = retry(
         partial(_taken, case.connection, f"SELECT * FROM {case.table} WHERE id IN ({listed}) ORDER BY list_position([{listed}], id)")
     )
     for row in found:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _TRIES = 5
 
 
-def again(read: Callable[[], T], *, whose: str) -> T:
+def retry(read: Callable[[], T], *, whose: str) -> T:
     """What `read` gives, again where a file vanished: readers list files when they begin, and what was merged is deleted a minute later.
 
     Raises RunError, which begins with `whose` it is, where a file is gone for good.

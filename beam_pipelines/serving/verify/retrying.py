@@ -8,14 +8,14 @@ import duckdb
 
 from beam_pipelines.errors import RunError
 from beam_pipelines.places.sql import said
-from beam_pipelines.serving.again import T
-from beam_pipelines.serving.again import again as asked_again
+from beam_pipelines.serving import retrying
+from beam_pipelines.serving.retrying import T
 
 
-def again(read: Callable[[], T]) -> T:
+def retry(read: Callable[[], T]) -> T:
     """What `read` gives, again where a file vanished. Raises RunError where files cannot be read, or memory or the temporary folder is too small."""
     try:
-        return asked_again(read, whose="verify")
+        return retrying.retry(read, whose="verify")
     except duckdb.OutOfMemoryException as error:
         raise RunError(
             f"verify: {said(error)}", hint="Give it more: --memory 2GB; TMPDIR says where it lays aside what does not fit."
