@@ -90,25 +90,20 @@ class Layer:
 
 
 @lru_cache(maxsize=1024)
-def query(layers: tuple[Layer, ...], inputs: tuple[str, ...], dear: frozenset[str] = frozenset()) -> Query:
+def query(layers: tuple[Layer, ...], inputs: tuple[str, ...]) -> Query:
     """The query of adjacent layers over the given input columns, written once."""
-    return Query(layers, inputs, dear)
+    return Query(layers, inputs)
 
 
 class Query:
-    """The SQL of adjacent layers over the given input columns.
+    """The SQL of adjacent layers over the given input columns."""
 
-    `columns` go on. Of these `carried` are inputs that no layer changes, among the `dear` ones: the SELECT does not give them, the caller has them.
-    """
-
-    def __init__(self, layers: Sequence[Layer], inputs: tuple[str, ...], dear: frozenset[str] = frozenset()) -> None:
+    def __init__(self, layers: Sequence[Layer], inputs: tuple[str, ...]) -> None:
         self.layers = tuple(layer.over(inputs) for layer in layers)
         self.inputs = inputs
         self.columns = inputs
         for layer in self.layers:
             self.columns = _columns_after(layer, self.columns)
-        defined = {d.name.lower() for layer in self.layers for d in layer.define}
-        self.carried = frozenset(c for c in dear.intersection(self.columns) if c.lower() not in defined)
         self.rules = [_rules(layer) for layer in self.layers]
         self._written: dict[tuple[bool, bool], str] = {}
 
@@ -134,8 +129,7 @@ class Query:
             fresh = _warn_columns(layer, warns - len(layer.warns), passed, safe=safe)
             after = _columns_after(layer, columns)
             new = {d.name for d in layer.define}
-            given = after if number < len(self.layers) else tuple(c for c in after if c not in self.carried)
-            chosen = ", ".join(f"{quote(c + '$')} AS {quote(c)}" if c in new else quote(c) for c in given)
+            chosen = ", ".join(f"{quote(c + '$')} AS {quote(c)}" if c in new else quote(c) for c in after)
             relation = f"SELECT {chosen}{',' if chosen else ''} {door} AS {DOOR}{reasons}{fresh} FROM ({relation})"
             columns = after
         return relation

@@ -140,13 +140,12 @@ class _Run:
         self.remember_event_times(fresh, out)
 
     def layers(self, layers: tuple[Layer, ...]) -> None:
-        said = _text_of(layers)
-        aside = [n for n in self.batch.schema.names if (n in PROVENANCE_NAMES or n == RAW) and n.lower() not in said]
+        texts = _text_of(layers)
+        aside = [n for n in self.batch.schema.names if (n in PROVENANCE_NAMES or n == RAW) and n.lower() not in texts]
         inside = naive_utc(self.batch.drop_columns(aside))
         if not inside.num_columns:
             inside = pa.record_batch([pa.nulls(self.batch.num_rows, pa.int8())], names=[_CARRIER])
-        texts = frozenset(f.name for f in inside.schema if pa.types.is_string(f.type) or pa.types.is_string_view(f.type))
-        query = query_of(layers, tuple(inside.schema.names), texts)  # a text through DuckDB is copied twice
+        query = query_of(layers, tuple(inside.schema.names))
         safe = False
         try:
             out = self.engine.select(query.sql(), inside.schema, optimize=False)(inside)
@@ -157,7 +156,7 @@ class _Run:
         if doors.any():
             self.leave(query, layers, inside, out, doors)
         self.count_warnings(layers, out, safe=safe)
-        columns = {n: plain(inside.column(n)) if n in query.carried else out.column(n) for n in query.columns if n != _CARRIER}
+        columns = {n: out.column(n) for n in query.columns if n != _CARRIER}
         columns |= {n: self.batch.column(n) for n in aside}
         self.batch = _zoned(columns, self.program.civil, self.batch.num_rows)
 

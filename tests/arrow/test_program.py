@@ -156,29 +156,6 @@ def test_dropped_columns_go_no_further() -> None:
     assert "x" not in split.rows.schema.names
 
 
-LAYERS = (
-    Layer("set", define=(Define("a", "upper(a)"), Define("e", "b || 'e'")), rejects=(Reject("R", "r", "b", "b = 'y'", "b"),)),
-    Layer("pick", columns=("b", "c", "a", "e")),
-)
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
-def test_texts_that_no_layer_changes_do_not_go_through_the_select(kind: pa.DataType) -> None:
-    texts = pa.array(["x", "y", None, "\u00e9"], pa.string())
-    column = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
-    rows = with_provenance(dict.fromkeys("abcd", column))
-    out = Program(LAYERS)(rows, ENGINE).rows
-    assert out.drop_columns([n for n in out.schema.names if n.startswith("_")]) == pa.record_batch({
-        "b": ["x", None, "\u00e9"], "c": ["x", None, "\u00e9"], "a": ["X", None, "\u00c9"], "e": ["xe", None, "\u00e9e"],
-    })  # fmt: skip
-
-
-def test_what_the_select_does_not_give_is_what_no_layer_defines_whatever_the_case_of_its_name() -> None:
-    query = Query(LAYERS, ("A", "b", "c", "d"), frozenset("Abd"))
-    assert query.carried == {"b"}
-    assert query.columns == ("b", "c", "a", "e")
-
-
 def test_rows_without_columns_of_their_own_are_counted() -> None:
     split = Program((Layer("s", keep="random() >= 0"),))(with_provenance({}, rows=3), ENGINE)
     assert split.rows.num_rows == 3
