@@ -20,7 +20,7 @@ from beam_pipelines.runners.dataflow.settings import runs_on_dataflow
 if TYPE_CHECKING:
     from beam_pipelines.runners.dataflow.upgrade import TakeOver
     from beam_pipelines.runners.upgrade import Upgrade
-    from beam_pipelines.sinks.upgrades import Change
+    from beam_pipelines.sinks.upgrades import SpecChange
 
 _LONGEST = 120  # of what breaks the state: the changes above it have the rest
 
@@ -97,7 +97,7 @@ def upgrade(
     return 0 if dry_run else execute(found, asked)
 
 
-def _accepted(change: Change, accept: Sequence[str]) -> bool:
+def _accepted(change: SpecChange, accept: Sequence[str]) -> bool:
     return any(f"{change.name}.".startswith(f"{name}.") for name in accept)
 
 
@@ -121,7 +121,7 @@ def _lines(pipeline: str, seen: Upgrade, over: TakeOver | None, accept: Sequence
         yield from _later(seen, words)
 
 
-def _effect(change: Change, accept: Sequence[str]) -> str:
+def _effect(change: SpecChange, accept: Sequence[str]) -> str:
     return "accepted" if change.effect == "refused" and _accepted(change, accept) else change.effect
 
 

@@ -333,7 +333,7 @@ def _output(output: Output, state: str) -> Iterator[Finding]:
 
 
 def _stream_sinks(spec: PipelineSpec, run: RunInfo, *, archives: bool) -> Iterator[DoctorCheck]:
-    found = stream.outputs_of(spec, run)
+    found = stream.stream_outputs_of(spec, run)
     tables = {output.name: output.table for output in outputs_of(spec, run)}
     for output in found.outputs:
         name = f"output {output.name}, stream"

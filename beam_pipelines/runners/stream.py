@@ -161,7 +161,7 @@ def _start(loaded: LoadedSpec, call: StreamCall, run: RunInfo, lookups: Mapping[
     """One start of the stream, from where the ones before have come; gives its record."""
     spec, on_flink = loaded.spec, run.engine == FLINK
     begin_anew(most_waiting_bytes=None if on_flink else MOST_BYTES)  # Flink has its own
-    outputs = outputs_of(spec, run)
+    outputs = stream_outputs_of(spec, run)
     write_no_doors(run.state)
     write_no_resolutions(run.state)
     write_outputs(run.state, outputs)
@@ -223,7 +223,7 @@ def _running(graph: Callable[[beam.Pipeline], object], call: StreamCall, run: Ru
     return in_process_job(graph, flags=call.flags)
 
 
-def outputs_of(spec: PipelineSpec, run: RunInfo) -> StreamOutputs:
+def stream_outputs_of(spec: PipelineSpec, run: RunInfo) -> StreamOutputs:
     """Every place the stream writes to."""
     provenance = {label: (sink.provenance or spec.provenance) == "on" for label, sink in zip(labels_of(spec), spec.sinks, strict=True)}
     tables = {name: append.table for name, append in appends_of(spec, run).items()}
@@ -445,7 +445,7 @@ def _record_failed(loaded: LoadedSpec, run: RunInfo, call: StreamCall, error: Ba
         bare = RunResults(metadata(run, finished_at=utc_now()), "failed", (said,), dict(call.args))
         write_run(run.state, bare)  # to count takes a while, and what has failed may fail again
         if isinstance(error, Exception):  # who interrupts does not wait for it
-            _record(loaded, run, call, outputs_of(loaded.spec, run), drained=False, error=said)
+            _record(loaded, run, call, stream_outputs_of(loaded.spec, run), drained=False, error=said)
     except Exception as again:
         _LOG.warning("run %s: its record was not written, or not all of it: %s", run.run_id, again)
 

@@ -19,7 +19,7 @@ from beam_pipelines.sinks.deletions import expect_archived
 from beam_pipelines.sinks.epochs import Start, newest_start, what_ran
 from beam_pipelines.sinks.labels import places_of
 from beam_pipelines.sinks.reached import Reached, starts
-from beam_pipelines.sinks.upgrades import Change, Version, compare
+from beam_pipelines.sinks.upgrades import SpecChange, Version, compare
 from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
@@ -34,7 +34,7 @@ class Upgrade:
     replace; None where nothing is closed, or `whole`: the outputs are not cut by time, and a batch replaces all.
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[SpecChange, ...]
     epoch: int = 0
     start: Start | None = None
     since: int | None = None
@@ -66,23 +66,23 @@ def upgrade_of(
     return Upgrade(changes, epoch, start, since, sum(again(partial(_bytes, folder)) for folder in replayed), anew, whole)
 
 
-def _left_by_another(spec: PipelineSpec, state: str) -> Iterator[Change]:
+def _left_by_another(spec: PipelineSpec, state: str) -> Iterator[SpecChange]:
     """Files of a stream whose state is elsewhere, in the places of this one."""
     for name, place in places_of(spec).items():
         if holds(f"{place.rstrip('/')}.speed", ".parquet"):
             why = f"nothing is known here of what lies in {place.rstrip('/')}.speed: repeats and duplicates would be shown, and panes of windows twice"
-            yield Change("state", "unknown", state, "refused", why, f"Name the state folder that belongs to '{name}', or other places.")
+            yield SpecChange("state", "unknown", state, "refused", why, f"Name the state folder that belongs to '{name}', or other places.")
             return
 
 
-def _deleted(state: str, since: int | None) -> Iterator[Change]:
+def _deleted(state: str, since: int | None) -> Iterator[SpecChange]:
     try:
         expect_archived(state, since)
     except RunError as error:
-        yield Change("horizon", "archived", "deleted", "refused", error.message, "Keep windows and lateness as long as they were.")
+        yield SpecChange("horizon", "archived", "deleted", "refused", error.message, "Keep windows and lateness as long as they were.")
 
 
-def _compared(loaded: LoadedSpec, epoch: int, start: Start) -> list[Change]:
+def _compared(loaded: LoadedSpec, epoch: int, start: Start) -> list[SpecChange]:
     try:
         old = version_of(loaded.state, start)
     except ValidationError as error:
@@ -100,9 +100,9 @@ def version_of(state: str, start: Start) -> Version | None:
     return Version(PipelineSpec.model_validate_json(msgspec.json.encode(ran.spec), strict=True, by_alias=True, by_name=False), ran.columns)
 
 
-def _unknown(epoch: int, why: str) -> Change:
+def _unknown(epoch: int, why: str) -> SpecChange:
     what = f"what start {epoch} runs cannot be compared: {why}"
-    return Change("unknown", f"start {epoch}", "this spec", "refused", what, "Compare its spec with this one yourself, then accept it.")
+    return SpecChange("unknown", f"start {epoch}", "this spec", "refused", what, "Compare its spec with this one yourself, then accept it.")
 
 
 def _bytes(folder: str) -> int:

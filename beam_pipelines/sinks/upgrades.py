@@ -31,7 +31,7 @@ from beam_pipelines.spec.sources import PubsubSource
 _LONGEST = 48
 
 
-class Change(msgspec.Struct, frozen=True):
+class SpecChange(msgspec.Struct, frozen=True):
     """One difference: its `name`, by which it can be accepted, what was said before and what is said now, and what that does."""
 
     name: str
@@ -49,7 +49,7 @@ class Version(NamedTuple):
     columns: Mapping[str, str | None]
 
 
-def compare(old: Version, new: Version, state: str) -> list[Change]:
+def compare(old: Version, new: Version, state: str) -> list[SpecChange]:
     """Every difference between what ran and what is to run in the folder `state`, the refused ones first."""
     before, after = (version._replace(spec=_effective(version.spec, state)) for version in (old, new))
     found = [*_fields((), _part(before.spec), _part(after.spec), LATER, before.spec, after.spec), *_outputs(before, after)]
@@ -103,14 +103,14 @@ def _name(item: Model, number: int) -> str:
     return item.name if isinstance(item, Check) else item.pubsub if isinstance(item, PubsubSource) else str(number)
 
 
-def _fields(path: tuple[str, ...], old: _Part, new: _Part, rule: Rule, before: PipelineSpec, after: PipelineSpec) -> Iterator[Change]:
+def _fields(path: tuple[str, ...], old: _Part, new: _Part, rule: Rule, before: PipelineSpec, after: PipelineSpec) -> Iterator[SpecChange]:
     """The differences below `path`, where `rule` holds unless a model has rules of its own."""
     if old.said == new.said or (path[-1:] in (("path",), ("archive",)) and str(old.said).rstrip("/") == str(new.said).rstrip("/")):
         return
     ours, theirs = _parts(old), _parts(new)
     if ours is None or theirs is None or (isinstance(old.value, Model) and type(old.value) is not type(new.value)):
         verdict = rule(At(path, old.value, new.value, before, after)) if callable(rule) else rule
-        yield Change(".".join(path), old.short(), new.short(), *verdict)
+        yield SpecChange(".".join(path), old.short(), new.short(), *verdict)
         return
     rules = RULES.get(type(old.value))
     for name in dict.fromkeys((*ours, *theirs)):
@@ -121,7 +121,7 @@ def _fields(path: tuple[str, ...], old: _Part, new: _Part, rule: Rule, before: P
 # ── output by output ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _outputs(old: Version, new: Version) -> Iterator[Change]:
+def _outputs(old: Version, new: Version) -> Iterator[SpecChange]:
     """Columns of the outputs of files and tables that both versions have."""
     ours, theirs = ([s for s in spec.sinks if s.pubsub is None and s.from_ != LETTERS] for spec, _ in (old, new))
     for of in dict.fromkeys(sink.from_ for sink in ours if sink.from_ in {s.from_ for s in theirs}):
@@ -132,7 +132,7 @@ def _outputs(old: Version, new: Version) -> Iterator[Change]:
         for name in dict.fromkeys((*was, *now)):
             before, after = was.get(name, ""), now.get(name, "")
             if before != after and before is not None and after is not None:
-                yield Change(f"columns.{of}.{name}", before or "none", after or "none", *_column(before, after, name in folders, table))
+                yield SpecChange(f"columns.{of}.{name}", before or "none", after or "none", *_column(before, after, name in folders, table))
 
 
 def _types(version: Version, of: str) -> dict[str, str | None]:

@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 def check_spec(spec: PipelineSpec, document: Document) -> Checked:
     """Adds everything that is wrong with `spec` to the document's problems, at its place."""
-    columns = check_contract(spec.contract, document, at=("contract",))
+    columns = check_contract(spec.contract, document)
     check_zone(document, ("time_zone",), spec.time_zone)
     _check_names(spec, document)
     _check_sources(spec, document, columns)

@@ -9,8 +9,9 @@ from beam_pipelines.spec.problems import Path
 from beam_pipelines.spec.scope import Scope
 
 
-def check_contract(contract: Contract, document: Document, *, at: Path = ()) -> dict[str, str | None]:
-    """Adds what is wrong with the contract at the path `at` to the document's problems; gives its columns and their DuckDB types."""
+def check_contract(contract: Contract, document: Document) -> dict[str, str | None]:
+    """Adds what is wrong with the spec's contract to the document's problems; gives its columns and their DuckDB types."""
+    at: Path = ("contract",)
     for name, column in contract.columns.items():
         path = (*at, "columns", name)
         check_zone(document, (*path, "time_zone"), column.time_zone)

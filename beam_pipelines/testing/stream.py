@@ -22,7 +22,7 @@ from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.failures import run_to_end
 from beam_pipelines.runners.prism import expect_no_other
 from beam_pipelines.runners.process_state import begin_anew
-from beam_pipelines.runners.stream import outputs_of
+from beam_pipelines.runners.stream import stream_outputs_of
 from beam_pipelines.serving.tables import open_tables
 from beam_pipelines.sinks.epochs import take_epoch
 from beam_pipelines.sinks.outputs import read_outputs, write_outputs
@@ -127,7 +127,7 @@ def _played(loaded: LoadedSpec, steps: Sequence[Step]) -> StreamLedger:
     run = RunInfo(
         run_id, spec.pipeline, loaded.state, contract=spec.contract.fingerprint, mode="stream", epoch=take_epoch(loaded.state, run_id)
     )
-    outputs = outputs_of(spec, run)
+    outputs = stream_outputs_of(spec, run)
     write_outputs(run.state, outputs)
 
     def make(source: PubsubSource, number: int) -> beam.PTransform:

@@ -14,7 +14,7 @@ from beam_pipelines.cli.plan import plan
 from beam_pipelines.errors import SpecError
 from beam_pipelines.runners.dataflow.graph import Graph, Step
 from beam_pipelines.runners.dataflow.job import DataflowCall, submit
-from beam_pipelines.runners.dataflow.plan import Change, compare
+from beam_pipelines.runners.dataflow.plan import GraphChange, compare
 from tests.cloud.dataflow_specs import JOB, PLAIN, loaded
 
 pytestmark = pytest.mark.cloud
@@ -118,7 +118,10 @@ def test_names_and_coders_of_what_is_kept_must_stay(new: dict[str, Any], what: s
 
 def test_a_step_that_keeps_nothing_may_change() -> None:
     assert compare(Graph({"S": Step("pardo", ("A",))}), Graph({"S": Step("pardo", ("B",))})) == []
-    assert compare(Graph({"S": Step("pardo")}), Graph({"T": Step("pardo")})) == [Change("step S is gone"), Change("step T is new")]
+    assert compare(Graph({"S": Step("pardo")}), Graph({"T": Step("pardo")})) == [
+        GraphChange("step S is gone"),
+        GraphChange("step T is new"),
+    ]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"steps": 3}'])

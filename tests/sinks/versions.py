@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beam_pipelines.sinks.upgrades import Change, Version, compare
+from beam_pipelines.sinks.upgrades import SpecChange, Version, compare
 from beam_pipelines.spec.load import LoadedSpec, parse_spec
 
 STATE = "/lake/state"
@@ -79,6 +79,6 @@ def version(found: LoadedSpec) -> Version:
     return Version(found.spec, found.columns)
 
 
-def changes(*changed: tuple[str, str], text: str = SPEC, state: str = STATE) -> list[Change]:
+def changes(*changed: tuple[str, str], text: str = SPEC, state: str = STATE) -> list[SpecChange]:
     """What differs in the spec after these changes of its text."""
     return compare(version(loaded(text)), version(loaded(text, *changed)), state)

@@ -32,7 +32,7 @@ from beam_pipelines.runners.dataflow.settings import DATAFLOW, Dataflow, beam_fl
 from beam_pipelines.runners.dataflow.starts import Begun, first_or_next, goes_on, of_running, of_trial
 from beam_pipelines.runners.direct import importable
 from beam_pipelines.runners.failures import own_error
-from beam_pipelines.runners.stream import outputs_of as stream_outputs_of
+from beam_pipelines.runners.stream import stream_outputs_of
 from beam_pipelines.sinks.claims import renewing
 from beam_pipelines.sinks.committing import abandon, prepare
 from beam_pipelines.sinks.outputs import write_outputs

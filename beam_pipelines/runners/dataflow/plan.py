@@ -32,7 +32,7 @@ _WHY = {
 }
 
 
-class Change(NamedTuple):
+class GraphChange(NamedTuple):
     """One difference. `breaks`: the state of the running job does not survive it, and why."""
 
     what: str
@@ -104,28 +104,28 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value, order="sorted").decode()
 
 
-def compare(old: Graph, new: Graph) -> list[Change]:
+def compare(old: Graph, new: Graph) -> list[GraphChange]:
     """Every difference, those that break the running job first."""
     found = [*_steps(old.steps, new.steps), *_facts(old.facts, new.facts, streams=bool(old.steps and new.steps))]
     return sorted(dict.fromkeys(found), key=lambda change: not change.breaks)
 
 
-def _steps(old: Mapping[str, Step], new: Mapping[str, Step]) -> Iterator[Change]:
+def _steps(old: Mapping[str, Step], new: Mapping[str, Step]) -> Iterator[GraphChange]:
     if old and not new:
-        yield Change("the stream has no sources any more", "nothing is there to go on", breaks=True)
+        yield GraphChange("the stream has no sources any more", "nothing is there to go on", breaks=True)
         return
     for name, step in old.items():
         if name not in new:
             why = "its state has nowhere to go, and Dataflow refuses the update" if step.keeps else ""
-            yield Change(f"step {name} is gone", why, breaks=step.keeps)
+            yield GraphChange(f"step {name} is gone", why, breaks=step.keeps)
         elif step.keeps or new[name].keeps or step.side_inputs != new[name].side_inputs:
             yield from _kept(name, step, new[name])
     for name, step in new.items() if old else ():
         if name not in old:
-            yield Change(f"step {name} is new", "it begins with nothing" if step.keeps else "")
+            yield GraphChange(f"step {name} is new", "it begins with nothing" if step.keeps else "")
 
 
-def _kept(name: str, old: Step, new: Step) -> Iterator[Change]:
+def _kept(name: str, old: Step, new: Step) -> Iterator[GraphChange]:
     parts: tuple[tuple[str, Any, Any, Literal["names", "coders"] | str], ...] = (
         ("kind", old.kind, new.kind, "a step of another kind keeps other things"), ("coder of its input", old.inputs, new.inputs, "what is under way to it cannot be read"),
         ("states", old.states, new.states, "what it keeps cannot be read"), ("timers", old.timers, new.timers, "timers that are set have nobody to wake"),
@@ -133,16 +133,18 @@ def _kept(name: str, old: Step, new: Step) -> Iterator[Change]:
     )  # fmt: skip
     for what, before, after, why in parts:
         if before != after:
-            yield Change(f"step {name}: {what}: {_shown(before)} becomes {_shown(after)}", why, breaks=True)
+            yield GraphChange(f"step {name}: {what}: {_shown(before)} becomes {_shown(after)}", why, breaks=True)
 
 
-def _facts(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]], *, streams: bool) -> Iterator[Change]:
+def _facts(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]], *, streams: bool) -> Iterator[GraphChange]:
     for kind in [*new, *(k for k in old if k not in new)] if old else ():
         before, after = old.get(kind, {}), new.get(kind, {})
         for name in dict.fromkeys((*before, *after)):
             if before.get(name) != after.get(name):
                 breaks = streams and kind in STATE and name in before and name in after
-                yield Change(f"{kind}: {_difference(name, before.get(name), after.get(name))}", _WHY[kind] if breaks else "", breaks=breaks)
+                yield GraphChange(
+                    f"{kind}: {_difference(name, before.get(name), after.get(name))}", _WHY[kind] if breaks else "", breaks=breaks
+                )
 
 
 def _difference(name: str, before: str | None, after: str | None) -> str:

@@ -16,7 +16,7 @@ from beam_pipelines.edges import Resume
 from beam_pipelines.runners.dataflow import service
 from beam_pipelines.runners.dataflow.checks import check_dataflow
 from beam_pipelines.runners.dataflow.job import DataflowCall, at_work, options_of
-from beam_pipelines.runners.dataflow.plan import Change, compare, planned
+from beam_pipelines.runners.dataflow.plan import GraphChange, compare, planned
 from beam_pipelines.runners.dataflow.service import Found
 from beam_pipelines.runners.dataflow.starts import certain
 from beam_pipelines.runners.upgrade import Upgrade, upgrade_of, version_of
@@ -31,7 +31,7 @@ class TakeOver:
     """
 
     job: Found | None = None
-    breaks: tuple[Change, ...] = ()
+    breaks: tuple[GraphChange, ...] = ()
     first: bool = False
     since: int | None = None
 
@@ -48,7 +48,7 @@ def upgrade_on_dataflow(loaded: LoadedSpec, call: DataflowCall) -> tuple[Upgrade
         return upgrade_of(loaded, begun=taken, from_archive=False), _start(loaded, first=not taken)
     ran = service.ran_by(options_of(loaded, call)[0], job, found)
     seen = upgrade_of(loaded, ran=ran, from_archive=False)
-    ending = (Change(f"it is in {found.state}", "a job that is to end takes no update", breaks=True),) if found.ending else ()
+    ending = (GraphChange(f"it is in {found.state}", "a job that is to end takes no update", breaks=True),) if found.ending else ()
     return seen, TakeOver(found, (*ending, *_breaks(loaded, seen)))
 
 
@@ -56,7 +56,7 @@ def _start(loaded: LoadedSpec, *, first: bool) -> TakeOver:
     return TakeOver(first=first, since=None if first else Resume(certain(loaded.spec, loaded.state)).since(loaded.spec))
 
 
-def _breaks(loaded: LoadedSpec, seen: Upgrade) -> tuple[Change, ...]:
+def _breaks(loaded: LoadedSpec, seen: Upgrade) -> tuple[GraphChange, ...]:
     """What the state of the job does not survive; nothing where what it runs is not known, which is a refused change."""
     try:
         old = None if seen.start is None else version_of(loaded.state, seen.start)
