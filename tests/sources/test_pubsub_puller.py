@@ -428,6 +428,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_comes_again(broker: Broker, topic: Topic, make: Make) -> None:
     topic.publish(numbered(400))
     with subprocess.Popen([sys.executable, "-c", KILLED, topic.subscription, f"http://{topic.address}"], stdout=subprocess.PIPE) as process:
