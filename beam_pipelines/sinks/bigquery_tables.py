@@ -102,11 +102,11 @@ def ensure_table(
     if require_partition_filter and options:
         options["requirePartitionFilter"] = True
     wait = wait or threading.Event().wait
-    for _ in range(_RACES):
+    for lost in range(1, _RACES + 1):
         found = patiently(lambda: _one_try(client, wanted, options), table, partial(_refusal, table), patience_s=patience_s, wait=wait)
         if found is not None:
             return found
-        wait(back_off_s(1))
+        wait(back_off_s(lost))
     raise TransientError(f"{table}: others changed it {_RACES} times at the same moment.", hint="Run again.")
 
 
@@ -164,7 +164,7 @@ class _Wanted:
 
 def _one_try(client: Any, wanted: _Wanted, options: dict[str, Any]) -> TableState | None:
     """None: somebody else was quicker."""
-    from google.api_core.exceptions import ClientError
+    from google.api_core.exceptions import ClientError, PreconditionFailed
 
     api = _described(client, wanted.table)
     if api is not None:
@@ -182,7 +182,9 @@ def _one_try(client: Any, wanted: _Wanted, options: dict[str, Any]) -> TableStat
             if api is None
             else TableState(_change(client, api, changes), grown=needs != has)
         )
-    except ClientError:  # 409 and 412 mostly; a table that looks otherwise now says the same
+    except PreconditionFailed:  # another version than the one read, also where the columns are the same: rows alone can make one
+        return None
+    except ClientError:  # 409 mostly; a table that looks otherwise now says the same
         again = _described(client, wanted.table)
         if again is None or (api is not None and (_fields(again), _staleness(again)) == (has, _staleness(api))):
             raise

@@ -384,6 +384,26 @@ def test_whoever_makes_or_grows_a_table_at_the_same_time_all_succeed(bigquery: B
     assert {f.name for f in fields_there(client, table)} == {"id", "at", "name", "c0", "c1", "c2", "c3"}
 
 
+def test_a_table_that_another_changes_meanwhile_is_grown_also_where_its_columns_stay(
+    bigquery: BigQueryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, client = f"{bigquery.dataset()}.t", bigquery.client()
+    ensure_table(client, table, FIELDS)
+    update, others = client.update_table, iter(("a", "b"))
+
+    def late(changed: Any, *args: Any, **options: Any) -> Any:
+        if (text := next(others, None)) is not None:
+            there = bigquery.client().get_table(table)
+            there.description = text
+            update(there, ["description"])
+        return update(changed, *args, **options)
+
+    monkeypatch.setattr(client, "update_table", late)
+    assert ensure_table(client, table, (*FIELDS, Field("c", "STRING"))).grown
+    assert next(others, None) is None, "the server was asked three times"
+    assert "c" in {f.name for f in fields_there(client, table)}
+
+
 def test_a_server_that_does_not_answer_is_waited_for_and_then_an_error(bigquery: BigQueryServer) -> None:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import bigquery as google
