@@ -292,8 +292,8 @@ class Stream:
     def deduplicate(self) -> beam.PTransform:
         spec = self.job.spec
         if spec.deduplicate is None:  # a message that is delivered twice must count once all the same
-            return DropRedelivered(horizon=max(horizon(spec), HOUR))  # so long messages may be leased
-        return Deduplicate(spec.deduplicate, contract=spec.contract, lateness=compared_late(spec))
+            return DropRedelivered(horizon=max(horizon(spec), HOUR), **_shards(spec))  # so long messages may be leased
+        return Deduplicate(spec.deduplicate, contract=spec.contract, lateness=compared_late(spec), **_shards(spec))
 
     def left(self, stage: Any) -> None:
         """What the ledger must hear of a stage."""
@@ -308,6 +308,7 @@ class Stream:
         return Aggregate(
             **_aggregate(spec, name), epoch=self.job.run.epoch, closed_before=self.resume.reached, corrections=spec.deduplicate is not None,
             corrected_within=horizon(spec), sources_in_process=True, most_ahead=None if together is None else MOST_AHEAD, heed=None if together is None else together.heed,
+            **_shards(spec),
         )  # fmt: skip
 
     def publishes(self) -> list[Publish]:
@@ -398,6 +399,11 @@ def sealing_key(spec: PipelineSpec) -> Callable[[], bytes] | None:
 
 def _key(reference: str) -> bytes:
     return parse_key(resolve_secret(reference))
+
+
+def _shards(spec: PipelineSpec) -> dict[str, Any]:
+    """Of a stream; where the spec does not say, each stage has its own default."""
+    return {} if spec.state_shards is None else {"shards": spec.state_shards}
 
 
 def _aggregate(spec: PipelineSpec, name: str) -> dict[str, Any]:

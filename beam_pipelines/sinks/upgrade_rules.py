@@ -175,7 +175,7 @@ def _all(names: str, rule: Rule) -> dict[str, Rule]:
 
 RULES: Mapping[type[Model], Mapping[str, Rule]] = {
     PipelineSpec: {
-        **_all("spec pipeline version description parameters state thresholds", NOTHING), "time_zone": _time_zone, "hmac_key": _hmac_key,
+        **_all("spec pipeline version description parameters state thresholds state_shards", NOTHING), "time_zone": _time_zone, "hmac_key": _hmac_key,
         **_all("contract sources lookups transform deduplicate aggregates provenance dead_letters retention", LATER), "checks": _check, "sinks": _sink,
     },
     Contract: {

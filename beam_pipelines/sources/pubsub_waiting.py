@@ -42,6 +42,10 @@ class Waiting:
         self._parcels.append(parcel)
         self._rows, self._size = self._rows + parcel.rows.num_rows, self._size + parcel.size
 
+    def enough(self) -> bool:
+        """Whether what waits makes a full element."""
+        return self._rows >= ENOUGH_ROWS or self._size >= ENOUGH_BYTES
+
     def due(self, now: float, *, linger_s: float, last: float) -> bool:
         """Whether an element is worth handing out: a full one, or one whose first message has waited for `linger_s`; `last`: when messages last came.
 
@@ -50,7 +54,7 @@ class Waiting:
         """
         if not self._parcels:
             return False
-        if self._rows >= ENOUGH_ROWS or self._size >= ENOUGH_BYTES:
+        if self.enough():
             return True
         waited = now - self._parcels[0].since
         longer_s = min(LINGER_MOST_S, LINGER_OF_BEHIND * self._parcels[-1].behind_s)

@@ -54,6 +54,10 @@ class PipelineSpec(Model):
     thresholds: Thresholds = Field(Thresholds(), description="When a batch run fails although it ran.")
     deduplicate: DeduplicateRule | None = Field(None, description="Which copy of a thing stays.")
     aggregates: dict[str, AggregateSpec] = Field({}, description="Measures per group and window, by name.")
+    state_shards: int | None = Field(
+        None, ge=1, le=64,
+        description="Into how many keys a stream cuts the state of `deduplicate`, and of each aggregate: so many workers can share it, and each costs something in every bundle. Default: 4, and 2.",
+    )  # fmt: skip
     sinks: tuple[Sink, ...] = Field(min_length=1, description="Where outputs go.")
     provenance: Literal["on", "off"] = Field(
         "on", description="Whether written rows keep `_source`, `_position`, `_arrival_time`, `_run_id`, `_contract`."

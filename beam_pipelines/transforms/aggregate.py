@@ -31,8 +31,10 @@ from beam_pipelines.arrow.window_panes import DAY
 from beam_pipelines.errors import SpecError
 from beam_pipelines.stage_results import arriving, joined
 from beam_pipelines.transforms.aggregate_counts import counts_of
+from beam_pipelines.transforms.aggregate_stream import SHARDS as STREAM_SHARDS
 from beam_pipelines.transforms.aggregate_stream import Streaming, stream_aggregate
 from beam_pipelines.transforms.given import batches, contract_of, piped
+from beam_pipelines.transforms.keyed_state import checked_shards
 from beam_pipelines.transforms.stage import COUNTS, DEAD
 
 SHARDS = 4
@@ -65,6 +67,7 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     taken back and counted as stale. `epoch` goes into the panes; windows that had closed before `closed_before` (micros) are never shown again.
     `sources_in_process` says that all sources run in this process and tell `arrival_clock`: then a backlog costs fewer timers. Where they run in several processes, `most_ahead` (micros) is how late a
     timer may be for it, and `heed` is called before one is judged: then this process knows whether the stream has ended (`draining`).
+    Windows are kept in `shards` keys of state, by a hash of their group: so many workers can share them, and each has its fixed cost.
 
     `contract`, that of the rows: names, types and measures are judged at once, not when the first batch comes; and its event time is `time`.
 
@@ -88,6 +91,7 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         sources_in_process: bool = False,
         most_ahead: int | None = None,
         heed: Callable[[], None] | None = None,
+        shards: int = STREAM_SHARDS,
         contract: Contract | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -100,7 +104,9 @@ class Aggregate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         if spec.windowing is not None and (spec.time or time) is None:
             raise SpecError(f"{name}: windows need a time column.", hint="Set `time`, or the contract's event_time.")
         self._spec, self._name, self._time, self._time_zone, self._apply_lateness = spec, name, spec.time or time, time_zone, apply_lateness
-        self._streaming = Streaming(corrections, epoch, closed_before, sources_in_process, corrected_within, most_ahead, heed)
+        self._streaming = Streaming(
+            corrections, epoch, closed_before, sources_in_process, corrected_within, most_ahead, heed, checked_shards(name, shards)
+        )
 
     def expand(self, stage: Any) -> Aggregated:
         rows, dead, counts = arriving(batches(stage, self._name))

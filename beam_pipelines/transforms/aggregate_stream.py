@@ -48,7 +48,7 @@ from beam_pipelines.transforms.keyed_state import KEYED_ROWS, is_resident, keyed
 from beam_pipelines.transforms.stage import COUNTS, DEAD
 
 SHARDS = 2
-"""Part of the format of state: another number would look for groups where they are not. Few, for each has fixed costs per bundle and timer."""
+"""Where nobody says how many. Part of the format of state: another number would look for groups where they are not. Few, for each has fixed costs per bundle and timer."""
 
 _RECORD = b"beam_pipelines.record"
 _SHARD = b"beam_pipelines.shard"
@@ -60,7 +60,7 @@ _coder = RecordBatchCoder()
 class Streaming(NamedTuple):
     """`Aggregate`'s settings for a stream. `ahead`: where the sources of this process are ahead, one timer serves many windows.
 
-    `reach`: as in `Shard`. `most_ahead`, `heed`: as in `Aggregate`.
+    `reach`: as in `Shard`. `most_ahead`, `heed`, `shards`: as in `Aggregate`.
     """
 
     corrections: bool = True
@@ -70,6 +70,7 @@ class Streaming(NamedTuple):
     reach: int = DAY
     most_ahead: int | None = None
     heed: Callable[[], None] | None = None
+    shards: int = SHARDS
 
 
 class StreamAggregated(NamedTuple):
@@ -131,7 +132,7 @@ class Arrive(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
 
     def _outputs(self, batch: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
         arrived = self._arrived(batch)
-        for shard, part in _shards(arrived.kept, self._key):
+        for shard, part in _shards(arrived.kept, self._key, self._streaming.shards):
             yield "", (shard, part)
         if arrived.dead.num_rows:
             metrics.count("rows_dead", arrived.dead.num_rows)
@@ -170,11 +171,11 @@ class Arrive(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         return f"g{len(self._spec.group_by) + 1}"
 
 
-def _shards(kept: pa.RecordBatch, key: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _shards(kept: pa.RecordBatch, key: str, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows of each shard by the hash of their group; what is taken back goes to all, because it does not say its group."""
-    shard = kept.column(key).to_numpy() % SHARDS
+    shard = kept.column(key).to_numpy() % shards
     everywhere = kept.column(CHANGE).to_numpy() < 0 if CHANGE in kept.schema.names else np.zeros(len(shard), bool)
-    for number in range(SHARDS):
+    for number in range(shards):
         mine = (shard == number) | everywhere
         if mine.any():
             yield number, kept.filter(pa.array(mine))
@@ -273,9 +274,9 @@ class ShowWindows(beam.DoFn):  # type: ignore[misc]
 
     def _new(self, shard: int, schema: pa.Schema) -> _Held:
         plan, types = made_by(schema, self._spec)
-        corrections, epoch, closed_before, _, reach, _, _ = self._streaming
+        how = self._streaming
         kind = OpenSessions if self._spec.windowing is not None and self._spec.windowing.type == "sessions" else OpenWindows
-        of = Shard(self._spec, plan, types, corrections, epoch, closed_before, shard, SHARDS, reach)
+        of = Shard(self._spec, plan, types, how.corrections, how.epoch, how.closed_before, shard, how.shards, how.reach)
         return _Held(kind(of, engine=self._engine), dict(schema.metadata))
 
     def _read(self, shard: int, log: Any) -> _Held | None:

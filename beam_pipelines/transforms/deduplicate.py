@@ -37,6 +37,8 @@ from beam_pipelines.errors import SpecError, nearest
 from beam_pipelines.stage_results import arriving, joined
 from beam_pipelines.transforms.deduplicate_stream import unbounded
 from beam_pipelines.transforms.given import batches, contract_of, piped
+from beam_pipelines.transforms.keyed_state import checked_shards
+from beam_pipelines.transforms.sliced_state import BUCKETS
 from beam_pipelines.transforms.spill import SpillFolder, cleanup, sweep, temp_location_of
 from beam_pipelines.transforms.stage import COUNTS
 
@@ -104,7 +106,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     **Streams** need `within`, and rows with `_source` and `_position` (`FromRows` gives them). Element timestamps and the watermark are arrival
     times. A row is judged if it arrives at most `lateness` microseconds (default: `within`) after its event time, against all rows since
     `within` before; one that is later, or without an event time, passes as +1 and is counted (`unjudged`, `beyond_horizon`). A message that is
-    delivered again tells nothing. State: about 100 bytes per row of the last `within` + `lateness`, in a constant number of buckets.
+    delivered again tells nothing. State: about 100 bytes per row of the last `within` + `lateness`, in `shards` keys: so many workers can share it.
 
         stream | FromRows(contract) | Conform(contract) | Deduplicate(DeduplicateRule(within="2d"), contract=contract)
 
@@ -118,7 +120,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     `tell`: a bounded input gives `DeduplicatedTold`, with the duplicates too.
 
     Raises SpecError for a stream without `within`, a negative `lateness`, another window than the global one, a key (given as text) that is no
-    column of the contract, or `changes=False` with a rule that prefers another copy than the first.
+    column of the contract, `shards` that are not 1 to 64, or `changes=False` with a rule that prefers another copy than the first.
     """
 
     def __init__(
@@ -134,8 +136,10 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         lateness: int | None = None,
         tell: bool = False,
         changes: bool = True,
+        shards: int = BUCKETS,
     ) -> None:
         super().__init__()
+        self._shards = checked_shards("Deduplicate", shards)
         self._tell, self._changes = tell, changes
         contract = None if contract is None else contract_of(contract, "Deduplicate")
         self._how = comparison(rule_or_key, contract=contract, content=columns_of_content, event_time=event_time, within=within)
@@ -160,7 +164,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             kept, counts = done.rows, done[COUNTS]
         else:
             lateness = self._lateness if self._lateness is not None else self._how.within or 0
-            kept, counts = unbounded(rows, self._how, lateness, changes=self._changes)
+            kept, counts = unbounded(rows, self._how, lateness, changes=self._changes, shards=self._shards)
         counts = joined([*counted, counts], "Counts")
         return DeduplicatedWithDead(kept, joined(dead, "Dead"), counts) if dead else Deduplicated(kept, counts)
 

@@ -49,13 +49,15 @@ _CARRIED = (_KEY, _CONTENT, _TIME)
 _LEAST = -(2**63)
 
 
-def unbounded(rows: beam.PCollection, how: Comparison, lateness: int, *, changes: bool = True) -> tuple[beam.PCollection, beam.PCollection]:
+def unbounded(
+    rows: beam.PCollection, how: Comparison, lateness: int, *, changes: bool = True, shards: int = BUCKETS
+) -> tuple[beam.PCollection, beam.PCollection]:
     """(rows with `_change`, counts) of an endless PCollection of batches; `how.within` is set. `lateness` in microseconds.
 
     Without `changes` the rows are those that come first of their copies, and have no `_change`.
     """
     rule: ByRule = ByRule(how, lateness) if changes else FirstWins(how, lateness)
-    digested = rows | "Digest" >> beam.ParDo(DigestRows(how, lateness)).with_output_types(keyed_batches())
+    digested = rows | "Digest" >> beam.ParDo(DigestRows(how, lateness, shards=shards)).with_output_types(keyed_batches())
     judged = digested | "Judge" >> beam.ParDo(Remember(rule)).with_output_types(pa.RecordBatch, counts=Count).with_outputs(
         COUNTS, main="rows"
     )
@@ -68,8 +70,8 @@ class DigestRows(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     They go the same way: a Flatten behind the state would be a stage of its own, and ship every row once more to the runner and back.
     """
 
-    def __init__(self, how: Comparison, lateness: int) -> None:
-        self._how, self._lateness = how, lateness
+    def __init__(self, how: Comparison, lateness: int, *, shards: int = BUCKETS) -> None:
+        self._how, self._lateness, self._shards = how, lateness, shards
 
     def setup(self) -> None:
         self._engine = Engine()
@@ -92,7 +94,7 @@ class DigestRows(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
             raise SpecError(f"deduplicate: got rows with {CHANGE}, which an earlier Deduplicate gave.", hint="Deduplicate a stream once.")
         copies = digests(rows, self._how, engine=self._engine)
         late = _beyond(copies.column(TIME), arrivals(rows, since), self._lateness)
-        bucket = first_byte(copies.column(KEY)) // (256 // BUCKETS)
+        bucket = first_byte(copies.column(KEY)).astype(np.uint16) * self._shards >> 8
         if late.any():
             yield from by_bucket(rows.filter(pa.array(late)), bucket[late])
             bucket, stay = bucket[~late], pa.array(~late)

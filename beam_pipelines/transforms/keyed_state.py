@@ -22,9 +22,13 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipelines.coders import Handed, forget_handed
+from beam_pipelines.errors import SpecError
 
 KEYED_ROWS = 60_000
 """Rows of a bundle that go to keyed state together: a bucket or shard has fixed costs for each batch, a SELECT among them."""
+
+MOST_SHARDS = 64
+"""Keys of a stage, at most: a bundle goes to each, and a key of a digest is found by its first byte."""
 
 _MOST = 1_024  # keys remembered by a process; a key that falls out is read from its state again
 _lock = threading.Lock()
@@ -45,6 +49,13 @@ def resident(on: bool) -> None:
 def is_resident() -> bool:
     """Whether what is remembered is all there is, and nothing needs to be written."""
     return _resident.is_set()
+
+
+def checked_shards(where: str, shards: int) -> int:
+    """`shards` as a number of keys of state. Raises SpecError where it is none."""
+    if not 1 <= shards <= MOST_SHARDS:
+        raise SpecError(f"{where}: shards is {shards}; expected 1 to {MOST_SHARDS}.")
+    return shards
 
 
 def keyed_batches() -> Any:

@@ -18,7 +18,7 @@ from beam_pipelines.arrow.schema import CHANGE, KEY_HASH, POSITION, SOURCE
 from beam_pipelines.errors import RunError, SpecError
 from beam_pipelines.stage_results import arriving
 from beam_pipelines.transforms.deduplicate_stream import Waiting, arrivals, in_global_window, stamped
-from beam_pipelines.transforms.keyed_state import keyed_batches
+from beam_pipelines.transforms.keyed_state import checked_shards, keyed_batches
 from beam_pipelines.transforms.sliced_state import BUCKETS, Remember, by_bucket, identified
 
 HOUR = 3_600_000_000
@@ -31,13 +31,15 @@ class DropRedelivered(beam.PTransform):  # type: ignore[misc]  # Beam ships no t
 
     Takes a PCollection of RecordBatch, or the result of the stage before, and gives the same back with other rows; of a bounded input, which nobody
     delivers twice, just that. A row_id is remembered until the watermark is `horizon` (microseconds) behind its arrival time; a message that is
-    delivered again later passes, and views take it once. No `_change` column: nothing is taken back. Memory: 32 bytes a row.
+    delivered again later passes, and views take it once. No `_change` column: nothing is taken back. Memory: 32 bytes a row, in `shards` keys of state,
+    which are how many workers can share it.
 
         validated | DropRedelivered(horizon=parse_duration("6h"))
     """
 
-    def __init__(self, *, horizon: int = HOUR) -> None:
+    def __init__(self, *, horizon: int = HOUR, shards: int = BUCKETS) -> None:
         super().__init__()
+        self._shards = checked_shards("DropRedelivered", shards)
         if horizon <= 0:
             raise SpecError(f"DropRedelivered: horizon is {horizon}; expected more than 0 microseconds.")
         self._horizon = horizon
@@ -48,7 +50,7 @@ class DropRedelivered(beam.PTransform):  # type: ignore[misc]  # Beam ships no t
             return stage
         first = (
             rows
-            | "Identify" >> beam.ParDo(_Identify()).with_output_types(keyed_batches())
+            | "Identify" >> beam.ParDo(_Identify(self._shards)).with_output_types(keyed_batches())
             | "Judge" >> beam.ParDo(Remember(_ByIdentity(self._horizon))).with_output_types(pa.RecordBatch)
         )
         if isinstance(stage, beam.PCollection):
@@ -59,19 +61,22 @@ class DropRedelivered(beam.PTransform):  # type: ignore[misc]  # Beam ships no t
 class _Identify(beam.DoFn):  # type: ignore[misc]
     """Batches -> (bucket of the position, rows with their arrival in microseconds)."""
 
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
     def start_bundle(self) -> None:
         self._waiting = Waiting()
 
     def process(self, batch: pa.RecordBatch, timestamp: Timestamp = beam.DoFn.TimestampParam) -> Iterator[Any]:
         for ready, since in self._waiting.add(batch, timestamp.micros):
-            yield from stamped(_keyed(ready, since), since)
+            yield from stamped(_keyed(ready, since, self._shards), since)
 
     def finish_bundle(self) -> Iterator[Any]:
         for ready, since in self._waiting.rest():
-            yield from in_global_window(_keyed(ready, since), since)
+            yield from in_global_window(_keyed(ready, since, self._shards), since)
 
 
-def _keyed(rows: pa.RecordBatch, since: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _keyed(rows: pa.RecordBatch, since: int, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     if CHANGE in rows.schema.names:
         raise RunError(
             f"DropRedelivered: rows have {CHANGE}: those that take others back would be dropped.", hint="Put it before Deduplicate."
@@ -80,7 +85,7 @@ def _keyed(rows: pa.RecordBatch, since: int) -> Iterator[tuple[int, pa.RecordBat
     identified(rows, (SOURCE, POSITION))
     words = identity_words(rows.column(POSITION).to_numpy())
     timed = rows.append_column(_TIME, pa.array(arrivals(rows, since)))
-    yield from by_bucket(timed, (words % BUCKETS).astype("u1"))
+    yield from by_bucket(timed, (words % shards).astype("u1"))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
                         │  └ one event-time timer per bucket, at the end of the earliest slice + `memory.horizon`
                         └ CELLS bags of Arrow blobs and a token; decoded once per process (`keyed_state`)
 
-Works where event-time timers, bag and read-modify-write state do: Prism, Flink, Dataflow, BundleBasedDirectRunner with TestStream. BUCKETS, CELLS
-and the names of the states belong to the spec's state: a job whose state was saved with others cannot be updated to this one.
+Works where event-time timers, bag and read-modify-write state do: Prism, Flink, Dataflow, BundleBasedDirectRunner with TestStream. The number of
+buckets, CELLS and the names of the states belong to the spec's state: a job whose state was saved with others cannot be updated to this one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from beam_pipelines.errors import SpecError
 from beam_pipelines.transforms.keyed_state import is_resident, recall, remember
 
 BUCKETS = 4
-"""Keys of state, by bits of a hash: few, because a bundle and its state have fixed costs; more than one, for several workers."""
+"""Keys of state where nobody says how many, by bits of a hash: few, because a bundle and its state have fixed costs; more than one, for several workers."""
 
 _LAST = GlobalWindow().max_timestamp().micros
 _MILLI = 1_000  # timers travel in milliseconds
@@ -135,7 +135,7 @@ def by_bucket(rows: pa.RecordBatch, buckets: npt.NDArray[Any]) -> Iterator[tuple
     """(bucket, its rows) for each bucket that has rows, on their way to `Remember`."""
     order = np.argsort(buckets, kind="stable")
     sorted_rows = rows.take(pa.array(order))
-    ends = np.cumsum(np.bincount(buckets, minlength=BUCKETS)).tolist()
+    ends = np.cumsum(np.bincount(buckets)).tolist()
     for bucket, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if end > start:
             some = sorted_rows.slice(start, end - start)

@@ -69,6 +69,7 @@ def test_what_a_running_stream_survives_is_told_and_no_more(tmp_path: Path, befo
         ("type: fixed, size: 1h", "type: sessions, gap: 10m", "aggregates: by_hour", "open windows were cut"),
         ("delay: {type: int16}", "delay: {type: int64}", "columns of the rows that are kept", "kept by the old rule"),
         ("subscriptions/flights", "subscriptions/other", "sources: sources.stream[0]", "come from the old one"),
+        ("sinks:\n", "state_shards: 8\nsinks:\n", "state: shards: default becomes 8", "looked for where it is not"),
         ("by_hour", "per_hour", "step Aggregate-by_hour/OpenWindows/ParDo(ShowWindows) is gone", "nowhere to go"),
     ],
 )  # fmt: skip

@@ -38,14 +38,14 @@ from beam_pipelines.spec.horizon import compared_late
 from beam_pipelines.spec.models import PipelineSpec
 from beam_pipelines.testing.outcomes import LETTER, letters_of
 from beam_pipelines.testing.timeline import messages_batch
+from beam_pipelines.transforms.aggregate_stream import SHARDS
 from beam_pipelines.transforms.deduplicate_stream import ByRule, DigestRows
 from beam_pipelines.transforms.prepare import row_program
+from beam_pipelines.transforms.sliced_state import BUCKETS
 from tests.parity.graph import FAR, panes_of, rows_of, spec_in
 from tests.parity.outcomes import DoorCounts, Outcome
 from tests.parity.specs import NAME, SUBSCRIPTION, Setting
 from tests.parity.timelines import Message, Timeline, delivered, micros
-
-SHARDS = 2
 
 
 @cache
@@ -119,9 +119,10 @@ class _Stream:
         spec = spec_of(self.setting)
         self.windows: list[OpenWindows | OpenSessions] = []
         self.arrivals: Arrivals | None = None
+        self.shards = self.setting.shards or SHARDS
         if spec.deduplicate is not None:
             how, late = comparison(spec.deduplicate, contract=spec.contract), compared_late(spec)
-            self.first, self.rule = DigestRows(how, late), ByRule(how, late)
+            self.first, self.rule = DigestRows(how, late, shards=self.setting.shards or BUCKETS), ByRule(how, late)
             self.first.setup()
             self.held: dict[int, Any] = {}
 
@@ -162,7 +163,7 @@ class _Stream:
         assert self.arrivals is not None
         arrived = self.arrivals.inputs(batch) if self.corrections else self.arrivals.partials(batch)
         self.letters += arrived.dead.to_pylist()
-        shard = arrived.kept.column(self.arrivals.kept.groups[-1]).to_numpy() % SHARDS
+        shard = arrived.kept.column(self.arrivals.kept.groups[-1]).to_numpy() % self.shards
         everywhere = arrived.kept.column(CHANGE).to_numpy() < 0 if CHANGE in arrived.kept.schema.names else np.zeros(len(shard), bool)
         for number, windows in enumerate(self.windows):
             mine = arrived.kept.filter(pa.array(everywhere | (shard == number)))
@@ -175,7 +176,9 @@ class _Stream:
         self.arrivals = arrivals(aggregate, schema, name=NAME, time="at", time_zone=spec.time_zone)
         kind = OpenSessions if self.setting.kind == "sessions" else OpenWindows
         types = self.arrivals.types if self.corrections else ()
-        self.windows = [kind(Shard(aggregate, self.arrivals.kept, types, self.corrections, number=n, shards=SHARDS)) for n in range(SHARDS)]
+        self.windows = [
+            kind(Shard(aggregate, self.arrivals.kept, types, self.corrections, number=n, shards=self.shards)) for n in range(self.shards)
+        ]
 
     def advance(self, watermark: int) -> None:
         for windows in self.windows:

@@ -62,6 +62,7 @@ aggregates:
       middle: quantile(price, 0.5)
       cheap:  sum(n) where price < 2
       risky:  sum(60 // m)
+STATE_SHARDS
 sinks:
   - {from: rows, parquet: {path: lake/rows, partition_by: [day(at)]}}
   - {from: by_kind, parquet: {path: lake/by_kind}}
@@ -82,13 +83,15 @@ class Setting:
     lateness: int = 30
     early: bool = False
     late: str = "every_batch"
+    shards: int | None = None
 
     @property
     def yaml(self) -> str:
         times = f"watermark_delay: {self.delay}m, allowed_lateness: {self.lateness}m"
         rule = f"deduplicate: {{within: {self.within}m, keep: {self.keep}, order_by: {self.order_by}}}" if self.within is not None else ""
         trigger = f"trigger: {{{'early: 10m, ' if self.early else ''}late: {self.late}}}"
-        found = SPEC.replace("SUBSCRIPTION", SUBSCRIPTION).replace("DEDUPLICATE", rule)
+        shards = "" if self.shards is None else f"state_shards: {self.shards}"
+        found = SPEC.replace("SUBSCRIPTION", SUBSCRIPTION).replace("DEDUPLICATE", rule).replace("STATE_SHARDS", shards)
         return found.replace("WINDOWING", WINDOWS[self.kind] % times).replace("TRIGGER", trigger)
 
     @property
@@ -103,4 +106,5 @@ def settings_of(kind: str) -> st.SearchStrategy[Setting]:
         Setting, st.just(kind), within=st.sampled_from([60, 20]), keep=st.sampled_from(["newest", "oldest"]),
         order_by=st.sampled_from(["_arrival_time", "version"]), delay=st.sampled_from([0, 5]), lateness=st.sampled_from([30, 0, 120]),
         early=st.booleans(), late=st.sampled_from(["every_batch", "never"]),
+        shards=st.sampled_from([None, 1, 7]),
     )  # fmt: skip

@@ -23,6 +23,8 @@ from beam_pipelines.sinks.replays import resolve_replayed
 from beam_pipelines.spec.load import LoadedSpec
 from tests.test_ranged_runs import DAYS, SPEC, TWO_OUTPUTS, content, day_range, go, make, near_midnight, row
 
+pytestmark = pytest.mark.slow
+
 STRICT_WHOLE = SPEC.replace("min: 0}", "min: 3}")
 REPAIRED = TWO_OUTPUTS
 STRICT = REPAIRED.replace("min: 0}", "min: 3}")
@@ -54,7 +56,6 @@ def ask(loaded: LoadedSpec, sql: str) -> list[tuple[Any, ...]]:
     return open_letters(loaded.state, places_of(loaded.spec)).execute(sql).fetchall()
 
 
-@pytest.mark.slow
 def test_repaired_records_are_rows_once_and_their_letters_resolved_by_the_run(tmp_path: Path) -> None:
     loaded = make(tmp_path, [[row(1, 60, 5), row(2, 120, 1), row(3, 2 * 1440, 2), "nonsense"]], STRICT_WHOLE)
     go(loaded)
@@ -80,7 +81,6 @@ def test_repaired_records_are_rows_once_and_their_letters_resolved_by_the_run(tm
 lines = st.fixed_dictionaries({"id": st.integers(0, 6), "at": near_midnight, "v": st.integers(-1, 6)}) | st.just("nonsense")
 
 
-@pytest.mark.slow
 @settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(st.lists(st.lists(lines, min_size=1, max_size=25), min_size=1, max_size=3))
 def test_after_a_replay_of_all_the_outputs_are_those_of_a_new_run(tmp_path_factory: pytest.TempPathFactory, files: list[list[Any]]) -> None:
@@ -144,7 +144,6 @@ def test_a_late_letter_ends_in_its_aggregates_alone(tmp_path: Path) -> None:
     assert ask(loaded, "SELECT failures[1].name FROM dead_letter_history") == [("hourly",)]
 
 
-@pytest.mark.slow
 def test_a_replay_that_is_killed_between_two_runs_loses_nothing_and_is_finished_by_the_next(tmp_path: Path) -> None:
     """The first run has read both records, and has left the second to the run that never came."""
     broken = [json.dumps(row(n, minutes, 5)).replace("}", ', "note": 1}') for n, minutes in ((1, 60), (2, 3 * 1440 + 60))]
@@ -209,7 +208,6 @@ def test_where_input_is_gone_nothing_is_computed_that_would_lose_its_rows(tmp_pa
     assert ask(loaded, "SELECT count(*) FROM open_dead_letters") == [(2,)]
 
 
-@pytest.mark.slow
 def test_a_spec_that_cannot_be_replaced_in_part_is_run_whole(tmp_path: Path) -> None:
     plain = SPEC.replace(", partition_by: [day(at)]", "").replace(", partition_by: [day(_window_start)]", "")
     loaded = make(tmp_path, [[row(1, 60, 5), row(2, 61, 1)]], plain.replace("min: 0}", "min: 3}"))
@@ -273,7 +271,6 @@ class Killing:
         return Split(batch, pa.RecordBatch.from_pylist([], schema=DEAD_LETTERS), 0, {})
 
 
-@pytest.mark.slow
 def test_a_record_that_crashes_is_found_and_costs_no_other() -> None:
     rows = pa.record_batch({"_source": ["s"] * 40, "_position": pa.array(range(40), pa.int64())})
     found = tried([(rows, Killing({7, 31}))])
@@ -281,7 +278,6 @@ def test_a_record_that_crashes_is_found_and_costs_no_other() -> None:
     assert sum(one.outcome == "good" for one in found.values()) == 38
 
 
-@pytest.mark.slow
 def test_letters_of_several_days_take_as_few_runs_as_there_are_stretches(tmp_path: Path) -> None:
     loaded = make(tmp_path, [[row(n, day * 1440 + 60, 1) for n, day in enumerate((0, 1, 3, 3))]], SIMPLE.replace("min: 0}", "min: 3}"))
     go(loaded)

@@ -39,6 +39,8 @@ from beam_pipelines.sinks.settling import plain_files
 from tests.formats.archived import messages
 from tests.serving.two_layers import DAY, HOUR, NOW, SOURCE, SPEC, ZERO, Pane, Row, Twin
 
+pytestmark = pytest.mark.slow
+
 LATER = NOW / 1e6 + 10 * 86_400  # every file of a Twin was made before
 KEEP = "retention: {archive: 2d, speed: 2d}\n"
 
@@ -189,12 +191,10 @@ def test_killed_after_a_step_each_row_is_there_or_on_record_and_the_next_call_en
     assert killed_after(tmp_path, number)
 
 
-@pytest.mark.slow
 def test_killed_after_any_step(tmp_path: Path) -> None:
     assert len(list(each_kill(lambda number: killed_after(tmp_path / str(number), number)))) > 13
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 7, 10])
 def test_a_process_that_is_killed_leaves_nothing_that_stops_the_next(tmp_path: Path, number: int) -> None:
     made = twin(tmp_path, "retention: {archive: 30h, speed: 1d}\n", days=3, committed=2)

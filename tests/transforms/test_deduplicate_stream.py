@@ -445,17 +445,18 @@ def test_the_key_hash_goes_and_labels_are_constant() -> None:
     pipeline.run().wait_until_finish()
 
 
-def test_rows_go_to_the_bucket_of_their_key() -> None:
-    first = DigestRows(HOW, 10 * SECOND)
+@pytest.mark.parametrize("shards", [1, BUCKETS, 7, 64])
+def test_rows_go_to_the_bucket_of_their_key(shards: int) -> None:
+    first = DigestRows(HOW, 10 * SECOND, shards=shards)
     first.setup()
     first.start_bundle()
-    batch = batch_of([(str(i), 100, 1) for i in range(200)])
+    batch = batch_of([(str(i), 100, 1) for i in range(2_000)])
     assert list(first.process(batch, Timestamp(100))) == []
     keyed = [o.value for o in first.finish_bundle()]
-    assert [bucket for bucket, _ in keyed] == list(range(BUCKETS))
+    assert [bucket for bucket, _ in keyed] == list(range(shards))
     for bucket, rows in keyed:
         key = digests(rows.select(batch.schema.names), HOW).column(KEY)
-        assert set((first_byte(key) // (256 // BUCKETS)).tolist()) == {bucket}
+        assert set((first_byte(key).astype(int) * shards // 256).tolist()) == {bucket}
 
 
 def test_a_row_without_identity_is_refused() -> None:

@@ -23,12 +23,13 @@ from beam_pipelines.spec.horizon import horizon
 from beam_pipelines.spec.load import LoadedSpec
 from beam_pipelines.spec.models import PipelineSpec
 
-STATE = ("deduplicate", "aggregates", "sources")
+STATE = ("deduplicate", "aggregates", "sources", "state")
 """Facts on which the state of a running job depends."""
 _WHY = {
     "deduplicate": "rows that it remembers were kept by the old rule",
     "aggregates": "open windows were cut, grouped and measured the old way",
     "sources": "messages that are under way come from the old one",
+    "state": "what is kept of a row would be looked for where it is not",
 }
 
 
@@ -63,6 +64,7 @@ def facts_of(loaded: LoadedSpec) -> dict[str, dict[str, str]]:
         "sources": {f"sources.stream[{n}]": f"{s.pubsub}, arrival {_text(s.arrival)}" for n, s in enumerate(spec.sources.stream)},
         "deduplicate": _deduplicate(loaded),
         "aggregates": {name: _aggregate(spec, name, loaded.columns) for name in spec.aggregates},
+        "state": {"shards": str(spec.state_shards or "default")},
         "lookups": {name: _text(source) for name, source in spec.lookups.items()},
     }
 
