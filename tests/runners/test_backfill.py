@@ -279,10 +279,14 @@ def test_no_more_than_jobs_are_at_work_at_once_and_after_a_failure_the_others_en
     (tmp_path / "at_work").mkdir()
     code = (
         "import os, time; mine = f'{sys.argv[1]}/at_work/{sys.argv[4]}'; open(mine, 'w').close(); n = len(os.listdir(f'{sys.argv[1]}/at_work')); "
-        "open(f'{sys.argv[1]}/most-{n}', 'w').close(); time.sleep(0.6 if sys.argv[4] != '2' else 0.2); os.unlink(mine)"
+        "open(f'{sys.argv[1]}/most-{n}', 'w').close(); end = time.monotonic() + 60\n"
+        "while not os.path.exists(f'{sys.argv[1]}/most-3') and time.monotonic() < end: time.sleep(0.02)\n"  # on a busy machine a start takes seconds
+        "time.sleep(0.4); os.unlink(mine)"
     )
     assert run_steps(str(tmp_path), plan, range(1, 7), child(tmp_path, code), told.append, jobs=3) == []
-    assert {p.name for p in tmp_path.glob("most-*")} == {"most-1", "most-2", "most-3"}
+    found = {p.name for p in tmp_path.glob("most-*")}
+    assert "most-3" in found
+    assert found <= {"most-1", "most-2", "most-3"}
     told.clear()
     slow = lambda p, n: [sys.executable, "-c", f"import time; time.sleep({2 if n == 1 else 0}); {WRITES}", str(tmp_path), p.run_id(n), "success" if n == 1 else "failed", ""]  # noqa: E731  # fmt: skip
     again = begin(str(tmp_path), "backfill-x", plan.steps, pipeline="p", asked="days", step="1d")
