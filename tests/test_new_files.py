@@ -15,6 +15,8 @@ from beam_pipelines.sinks.results import RunResults
 from beam_pipelines.spec.load import LoadedSpec
 from tests.test_ranged_runs import SPEC, TWO_OUTPUTS, content, day_range, go, make, row
 
+pytestmark = pytest.mark.slow
+
 
 def bring_up_to_date(loaded: LoadedSpec) -> list[RunResults]:
     done = list(run_new_files(loaded, Call()))
@@ -32,7 +34,6 @@ def read(done: list[RunResults]) -> set[str]:
     return {Path(line.source).name for run in done for line in run.ledger if line.source}
 
 
-@pytest.mark.slow
 def test_a_new_file_costs_the_partitions_it_touches(tmp_path: Path) -> None:
     files = [[row(1, 60), row(2, 90)], [row(3, 20 * 1440)], [row(4, 40 * 1440)]]
     loaded = make(tmp_path / "parts", files)
@@ -74,7 +75,6 @@ def test_a_file_that_is_gone_takes_its_rows_and_letters_along(tmp_path: Path) ->
     assert content(loaded) == content(other)
 
 
-@pytest.mark.slow
 def test_a_series_that_stopped_in_the_middle_goes_on(tmp_path: Path) -> None:
     files = [[row(1, 60)], [row(2, 30 * 1440)]]
     loaded = make(tmp_path / "parts", files, TWO_OUTPUTS)

@@ -20,6 +20,8 @@ from beam_pipelines.sources import pubsub
 from beam_pipelines.spec.load import LoadedSpec, load_spec
 from tests.pubsub_servers import PubsubServer
 
+pytestmark = pytest.mark.slow
+
 SPEC = """
 spec: 1
 pipeline: clicks
@@ -64,7 +66,6 @@ def clicks(broker: PubsubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return Clicks(broker, tmp_path)
 
 
-@pytest.mark.slow
 def test_an_error_is_on_record_and_the_same_command_goes_on(clicks: Clicks) -> None:
     loaded, state = clicks.loaded, clicks.loaded.state
     clicks.server.publish_all(clicks.topic, SENT)

@@ -35,6 +35,8 @@ from tests.server_process import free_ports
 from tests.sources.postgres_orders import opened, passworded, read, source, spec, stored
 from tests.sources.postgres_proxy import running_proxy
 
+pytestmark = pytest.mark.slow
+
 SECRET = "s3cr%t/@:ü"
 
 
@@ -288,7 +290,6 @@ def test_preview_reads_the_first_rows_and_new_files_are_refused(orders: Database
         list(run_new_files(loaded, Call()))
 
 
-@pytest.mark.slow
 def test_dead_letters_are_looked_up_again_by_their_row_id(orders: Database, tmp_path: Path, beam_pipelines: Run) -> None:
     orders.run("UPDATE orders SET amount = 'NaN' WHERE id IN (7, 8)", "ALTER TABLE orders ALTER id TYPE bigint")
     loaded = spec(tmp_path, f'{{database: "{orders.url}", table: orders, row_id: id}}', id="int64", at="timestamp", amount="decimal(12,2)")
@@ -303,7 +304,6 @@ def test_dead_letters_are_looked_up_again_by_their_row_id(orders: Database, tmp_
     assert len(stored(loaded, "id")) == 49
 
 
-@pytest.mark.slow
 def test_the_command_says_what_is_wrong_without_a_traceback(orders: Database, tmp_path: Path, beam_pipelines: Run) -> None:
     wrong = spec(tmp_path / "wrong", f'{{database: "{orders.server.url("shop")}", table: orders}}', id="int64", at="timestamp")
     done = beam_pipelines("run", wrong.path, expect=None)
@@ -312,7 +312,6 @@ def test_the_command_says_what_is_wrong_without_a_traceback(orders: Database, tm
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_range_with_deduplicate_needs_a_row_id(orders: Database, tmp_path: Path, beam_pipelines: Run) -> None:
     text = "deduplicate: {within: 2d}"
     loaded = spec(tmp_path, f'{{database: "{orders.url}", table: orders}}', more=text, id="int64", at="timestamp")
