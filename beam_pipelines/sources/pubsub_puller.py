@@ -209,7 +209,7 @@ class Puller:
             try:
                 run(*arguments)
             except Exception as error:  # a thread that ends in silence would be a job that waits forever
-                self._give_up(error)
+                self.give_up(error)
 
         thread = threading.Thread(target=guarded, name=f"pubsub-{self.settings.subscription.rsplit('/', 1)[-1]}-{name}", daemon=True)
         self._threads.append(thread)
@@ -302,7 +302,7 @@ class Puller:
 
     def _failed(self, error: grpc.RpcError) -> None:
         if not is_transient(error):
-            self._give_up(refused(self.settings.subscription, error))
+            self.give_up(refused(self.settings.subscription, error))
             return
         with self._lock:
             self._watermark.failed()
@@ -311,7 +311,8 @@ class Puller:
                 self._outage = f"{code(error)}: {error.details()}"
                 _log.warning("%s: pulls fail and are tried again: %s", self.settings.subscription, self._outage)
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """Stops pulling; the next read raises `error`, as a RunError where it is none of this package. The first one counts."""
         with self._lock:
             if self._error is None and self._state != "closed":
                 known = isinstance(error, BeamPipelinesError)

@@ -111,6 +111,9 @@ def _reports(folder: str, path: str, puller: Puller, elements: Sequence[int]) ->
             write_bytes(path, msgspec.json.encode(said))
         except (BeamPipelinesError, OSError) as error:  # nobody hears of this source for a moment; its work goes on
             _log.warning("%s: %s", path, error)
+        except Exception as error:  # in silence, the source would hear of no end
+            puller.give_up(error)
+            return
         pause.wait(_EVERY_S)
 
 

@@ -14,6 +14,7 @@ import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from beam_pipelines import draining, durable
+from beam_pipelines.errors import RunError
 from beam_pipelines.places import exists, write_bytes
 from beam_pipelines.sources import pubsub, pubsub_reports
 from beam_pipelines.sources.pubsub_puller import NEVER
@@ -88,6 +89,16 @@ def test_a_drained_source_stands_still_until_all_have_ended_and_everybody_can_kn
     until(lambda: not reader.advance() and reader.get_watermark() == MAX_TIMESTAMP)
     assert time.monotonic() - said > 1.5, "who judges timers has had the time to look"
     until(lambda: all(r.over for r in reports(folder).values()))
+
+
+def test_a_source_that_cannot_hear_of_the_others_fails_and_does_not_read_on_deaf(broker: Broker, tmp_path: Path) -> None:
+    topic, folder = Topic(broker.address), str(tmp_path / "control")
+    source, _ = elements_of(topic, folder, 2)
+    reader = source.create_reader(None, None)
+    reader.start()
+    write_bytes(f"{folder}/behind", b"no number")
+    with pytest.raises(RunError, match="invalid literal"):
+        until(reader.advance)
 
 
 def test_what_is_under_way_is_the_least_of_all_processes_once_all_are_heard(tmp_path: Path) -> None:
