@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from beam_pipelines.errors import SpecError
 
 _MICROS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000, "w": 604_800_000_000}
+WRITTEN = {"durations": "written"}
+"""Validation context of what people write, where a number has a unit; Python code gives microseconds."""
 PATTERN = r"^(\d+(us|ms|s|m|h|d|w))+$"
 
 
@@ -40,7 +42,7 @@ def format_duration(micros: int) -> str:
     return text or "0s"
 
 
-def _coerce(value: object) -> object:
+def _coerce(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         try:
             return parse_duration(value)
@@ -48,6 +50,8 @@ def _coerce(value: object) -> object:
             raise ValueError(str(error)) from None
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"a duration is text with a unit, such as 30s or 2d; got {value!r}")
+    if value and info.context == WRITTEN:
+        raise ValueError(f"a duration is text with a unit, such as {value}s or {value}d; got the number {value}")
     return value
 
 

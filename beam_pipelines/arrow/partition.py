@@ -47,13 +47,18 @@ class Partition:
 def parse_partition(text: str) -> Partition:
     """The partition that `text` names: `column`, `day(column)`, `hour(column)`, `month(column)`, `year(column)` or `range(column, start, end, step)`.
 
-    Raises SpecError for another function, and for numbers that are no ranges.
+    Raises SpecError for another function, brackets that do not match, and numbers that are no ranges.
 
     >>> parse_partition('day(scheduled_departure)').name
     'scheduled_departure_day'
     """
     match = re.fullmatch(r"(\w+)\((.*)\)", text.strip())
     if match is None:
+        if text.count("(") != text.count(")"):
+            raise SpecError(
+                f"partition_by {text!r}: the brackets do not match.",
+                hint='Write day(event_time); in a YAML list quote what has commas: "range(n, 0, 100, 10)".',
+            )
         return Partition("", text.strip().strip('"'))
     transform, column = match.group(1), match.group(2).strip().strip('"')
     if transform not in TRANSFORMS:

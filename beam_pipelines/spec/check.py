@@ -54,7 +54,7 @@ def check_spec(spec: PipelineSpec, document: Document) -> Checked:
     check_sinks(scope, spec, outputs)
     check_retention(spec, document)
     _check_secrets(spec, document)
-    return Checked(scope.columns, tuple(_notes(spec, scope)))
+    return Checked(scope.columns, () if document.problems else tuple(_notes(spec, scope)))
 
 
 def _check_names(spec: PipelineSpec, document: Document) -> None:

@@ -144,6 +144,8 @@ def _yaml_message(error: Any) -> str:
         hint = "; indent with spaces, not tabs"
     elif "mapping values are not allowed" in text:
         hint = "; quote a text that holds ': '"
+    elif "flow mapping" in text and "'{'" in text:
+        hint = '; inside { } quote texts with ${...}: "${name}/orders"'
     elif "cannot start any token" in text or "undefined alias" in text:
         hint = "; quote the text"
     return f"not YAML: {text}{hint}"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from beam_pipelines.arrow.durations import WRITTEN
 from beam_pipelines.arrow.model import Model
 from beam_pipelines.errors import SpecError
 from beam_pipelines.spec.check import check_spec
@@ -165,4 +166,4 @@ def _validated(model: type[M], document: Document) -> M | None:
 
 def validate(model: type[M], value: Any) -> M:
     """`value` as a model, strictly: `yes` is no boolean, 1.0 no text."""
-    return model.model_validate(value, strict=True, by_alias=True, by_name=False)
+    return model.model_validate(value, strict=True, by_alias=True, by_name=False, context=WRITTEN)

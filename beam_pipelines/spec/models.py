@@ -56,7 +56,7 @@ class PipelineSpec(Model):
     aggregates: dict[str, AggregateSpec] = Field({}, description="Measures per group and window, by name.")
     state_shards: int | None = Field(
         None, ge=1, le=64,
-        description="Into how many keys a stream cuts the state of `deduplicate`, and of each aggregate: so many workers can share it, and each costs something in every bundle. Default: 4, and 2.",
+        description="Into how many keys a stream cuts the state of `deduplicate`, and of each aggregate: so many workers can share it, and each costs something in every bundle. Default: 4, and 2; at most 64. Raise it for a stream in several processes, about four for each, or on many workers of Dataflow.",
     )  # fmt: skip
     sinks: tuple[Sink, ...] = Field(min_length=1, description="Where outputs go.")
     provenance: Literal["on", "off"] = Field(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from beam_pipelines.arrow.durations import WRITTEN
 from beam_pipelines.arrow.model import Misfits
 from beam_pipelines.spec.document import Document, walk
 from beam_pipelines.spec.messages import path_of
@@ -54,7 +55,7 @@ def repaired(document: Document) -> PipelineSpec | None:
     tried: set[Path] = set()
     for number in range(_ROUNDS):
         try:
-            return PipelineSpec.model_validate(value, strict=True, by_alias=True, by_name=False)
+            return PipelineSpec.model_validate(value, strict=True, by_alias=True, by_name=False, context=WRITTEN)
         except ValidationError as error:
             if number:
                 _report(error, document, value)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from beam_pipelines.arrow.keys import DeduplicateRule
 from beam_pipelines.spec.check_outputs import DEAD_LETTER_COLUMNS
 from beam_pipelines.spec.load import LoadedSpec, parse_spec
 from beam_pipelines.spec.problems import SpecErrors
@@ -373,3 +374,36 @@ def test_problems_in_the_shape_and_in_the_meaning_are_told_together() -> None:
 def test_base_is_valid() -> None:
     assert load().path == "p.yaml"
     assert load().directory == str(Path.cwd())
+
+
+@pytest.mark.parametrize(
+    ("sections", "at"),
+    [
+        ({"deduplicate": "{within: 3600}"}, "deduplicate.within"),
+        ({"retention": "{archive: 3600}"}, "retention.archive"),
+        ({"aggregates": "{a: {windowing: {type: fixed, size: 3600}, measures: {n: count()}}}"}, "aggregates.a.windowing.size"),
+    ],
+)
+def test_a_duration_without_a_unit_is_refused_and_not_taken_for_microseconds(sections: dict[str, str], at: str) -> None:
+    found = problems(sources=BOTH, **sections)
+    assert f"{at}: a duration is text with a unit, such as 3600s or 3600d; got the number 3600" in found
+
+
+def test_python_code_gives_durations_in_microseconds() -> None:
+    assert DeduplicateRule(within=3_600_000_000).within == DeduplicateRule.model_validate({"within": "1h"}).within
+
+
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [
+        ("week(ts)", "unknown function 'week'"),
+        ("'day(ts'", "the brackets do not match"),
+    ],
+)
+def test_a_wrong_partition_has_its_place_and_hides_no_other_problem(by: str, says: str) -> None:
+    """Also where batch and stream share the output, whose partitions are looked at once more."""
+    found = problems(
+        sources=BOTH, sinks=f"[{{from: rows, parquet: {{path: out, partition_by: [{by}]}}}}]", transform="[{filter: 'nn > 1'}]"
+    )
+    assert any(problem.startswith("sinks[0].parquet.partition_by[0]: ") and says in problem for problem in found), found
+    assert any("'nn'" in problem for problem in found), found

@@ -56,6 +56,10 @@ def test_aliases_and_merge_keys_work() -> None:
             "a:\n\tb: 1",
             "x.yaml:2:1: not YAML: while scanning for the next token found character '\\t' that cannot start any token; indent with spaces",
         ),
+        (
+            "a: {path: ${lake}/rows}",
+            "x.yaml:1:12: not YAML: while parsing a flow mapping expected ',' or '}', but got '{'; inside { } quote texts with ${",
+        ),
         ("a: b: c", "x.yaml:1:5: not YAML: mapping values are not allowed here; quote a text that holds ': '"),
         ("a: @x", "x.yaml:1:4"),
         ("a: [1", "x.yaml:1:6"),
