@@ -329,6 +329,7 @@ def test_a_followed_batch_that_fails_leaves_outputs_as_they_were(service: Datafl
 def test_whoever_stops_waiting_leaves_the_job_its_claims(service: DataflowService, lake: str, tmp_path: Path) -> None:
     handed_in = submit(loaded(tmp_path, lake=lake), call(service, lake, run_id="r1"))
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     # At each look: one may hit a callback of the garbage collector, which hears nothing.
     service.watched = lambda: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
