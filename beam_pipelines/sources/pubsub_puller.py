@@ -312,12 +312,12 @@ class Puller:
                 _log.warning("%s: pulls fail and are tried again: %s", self.settings.subscription, self._outage)
 
     def give_up(self, error: BaseException) -> None:
-        """Stops pulling; the next read raises `error`, as a RunError where it is none of this package. The first one counts."""
+        """Stops pulling; the next read raises the first such error, as a RunError where it is none of this package."""
         with self._lock:
             if self._error is None and self._state != "closed":
-                known = isinstance(error, BeamPipelinesError)
-                self._error = error if known else RunError(f"sources.stream: {self.settings.subscription}: {type(error).__name__}: {error}")
-                if not known:
+                self._error = error
+                if not isinstance(error, BeamPipelinesError):
+                    self._error = RunError(f"sources.stream: {self.settings.subscription}: {type(error).__name__}: {error}")
                     _log.error("%s: reading failed", self.settings.subscription, exc_info=error)
                 self._stop_pulling("draining")
 
@@ -495,6 +495,5 @@ class Puller:
             self._hand_back(self._waiting.clear())
 
     def _count(self, **amounts: int) -> None:
-        for name, amount in amounts.items():
-            self._counts[name] += amount
-            self._uncounted[name] += amount
+        self._counts.update(amounts)
+        self._uncounted.update(amounts)
