@@ -9,6 +9,9 @@ from pydantic import Field
 from beam_pipelines.arrow.durations import Micros
 from beam_pipelines.arrow.model import Model
 
+MOST_SHARDS = 64
+"""Keys of a stage's state, at most: a bundle goes to each, and that of a digest is found by its first byte."""
+
 
 class DeduplicateRule(Model):
     """A row is a duplicate if a better copy of its key lies within `within` of its event time.

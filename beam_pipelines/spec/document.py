@@ -131,20 +131,21 @@ def _compose(text: str, file: str) -> Node | None:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise SpecErrors([Problem(file, line, column, "", _yaml_message(error))]) from None
+        dollar = mark is not None and text[: mark.index].endswith("$")
+        raise SpecErrors([Problem(file, line, column, "", _yaml_message(error, dollar=dollar))]) from None
     except (YAMLError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
         raise SpecErrors([Problem(file, 1, 1, "", "nested too deeply" if deep else f"not YAML: {error}")]) from None
 
 
-def _yaml_message(error: Any) -> str:
+def _yaml_message(error: Any, *, dollar: bool) -> str:
     text = " ".join(str(part) for part in (error.context, error.problem) if part)
     hint = ""
     if "'\\t'" in text:
         hint = "; indent with spaces, not tabs"
     elif "mapping values are not allowed" in text:
         hint = "; quote a text that holds ': '"
-    elif "flow mapping" in text and "'{'" in text:
+    elif dollar:
         hint = '; inside { } quote texts with ${...}: "${name}/orders"'
     elif "cannot start any token" in text or "undefined alias" in text:
         hint = "; quote the text"

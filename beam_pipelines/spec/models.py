@@ -8,7 +8,7 @@ from pydantic import Field
 
 from beam_pipelines.arrow.aggregate import AggregateSpec
 from beam_pipelines.arrow.contract import Contract
-from beam_pipelines.arrow.keys import DeduplicateRule
+from beam_pipelines.arrow.keys import MOST_SHARDS, DeduplicateRule
 from beam_pipelines.arrow.model import Model
 from beam_pipelines.arrow.sensitive import for_letters
 from beam_pipelines.arrow.transform import TransformStep
@@ -55,8 +55,8 @@ class PipelineSpec(Model):
     deduplicate: DeduplicateRule | None = Field(None, description="Which copy of a thing stays.")
     aggregates: dict[str, AggregateSpec] = Field({}, description="Measures per group and window, by name.")
     state_shards: int | None = Field(
-        None, ge=1, le=64,
-        description="Into how many keys a stream cuts the state of `deduplicate`, and of each aggregate: so many workers can share it, and each costs something in every bundle. Default: 4, and 2; at most 64. Raise it for a stream in several processes, about four for each, or on many workers of Dataflow.",
+        None, ge=1, le=MOST_SHARDS,
+        description=f"Into how many keys a stream cuts the state of `deduplicate`, and of each aggregate: so many workers can share it, and each costs something in every bundle. Default: 4, and 2; at most {MOST_SHARDS}. Raise it for a stream in several processes, or on many workers of Dataflow.",
     )  # fmt: skip
     sinks: tuple[Sink, ...] = Field(min_length=1, description="Where outputs go.")
     provenance: Literal["on", "off"] = Field(

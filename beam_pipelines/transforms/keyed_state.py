@@ -21,14 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from beam_pipelines.arrow.keys import MOST_SHARDS
 from beam_pipelines.coders import Handed, forget_handed
 from beam_pipelines.errors import SpecError
 
 KEYED_ROWS = 60_000
 """Rows of a bundle that go to keyed state together: a bucket or shard has fixed costs for each batch, a SELECT among them."""
-
-MOST_SHARDS = 64
-"""Keys of a stage, at most: a bundle goes to each, and a key of a digest is found by its first byte."""
 
 _MOST = 1_024  # keys remembered by a process; a key that falls out is read from its state again
 _lock = threading.Lock()

@@ -42,6 +42,14 @@ def installed() -> Path:
     return folder
 
 
+def client_at(endpoint: str, project: str) -> Any:
+    """A google.cloud.bigquery.Client of a server without accounts."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import bigquery
+
+    return bigquery.Client(project=project, credentials=AnonymousCredentials(), client_options={"api_endpoint": endpoint})
+
+
 @dataclass(eq=False)
 class BigQueryServer:
     """A server that can be started, stopped and killed; its ports and tables stay the same."""
@@ -77,12 +85,7 @@ class BigQueryServer:
     def client(self) -> Any:
         """A google.cloud.bigquery.Client of this server."""
         if self._client is None:
-            from google.auth.credentials import AnonymousCredentials
-            from google.cloud import bigquery
-
-            self._client = bigquery.Client(
-                project=self.project, credentials=AnonymousCredentials(), client_options={"api_endpoint": self.rest}
-            )
+            self._client = client_at(self.rest, self.project)
         return self._client
 
     def dataset(self, name: str = "d") -> str:

@@ -16,12 +16,13 @@ RUNNING, DONE, FAILED, UPDATED = "JOB_STATE_RUNNING", "JOB_STATE_DONE", "JOB_STA
 
 
 class DataflowService:
-    """The jobs that were handed in, as the service was given them; `refuse` is an HTTP status that it answers instead; `watched` is called when someone asks how a job is."""
+    """The jobs that were handed in, as the service was given them; `refuse` is an HTTP status that it answers instead, `refuse_jobs` one from the next job on that is handed in; `watched` is called when someone asks how a job is."""
 
     def __init__(self) -> None:
         self.jobs: list[dict[str, Any]] = []
         self.first_state = RUNNING
         self.refuse: int | None = None
+        self.refuse_jobs: int | None = None
         self.watched: Callable[[], object] = lambda: None
         self.url = ""
 
@@ -44,6 +45,7 @@ def running_service() -> Iterator[DataflowService]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            service.refuse = service.refuse or service.refuse_jobs
             self._answer(service.create(body) if service.refuse is None else {})
 
         def do_GET(self) -> None:

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 
 from beam_pipelines.arrow.schema import CHANGE
-from beam_pipelines.errors import SinkError, SpecError
+from beam_pipelines.errors import SinkError, SpecError, TransientError
 from beam_pipelines.sinks.bigquery_append import AppendDeadLettersToBigQuery, AppendToBigQuery, _Append, _table_of, close_appenders
 from beam_pipelines.sinks.bigquery_appender import Appender, ArrowRows
 from beam_pipelines.sinks.bigquery_calls import Writing
@@ -26,7 +26,9 @@ from beam_pipelines.sinks.bigquery_tables import ensure_table
 from beam_pipelines.sinks.run import RunInfo
 from beam_pipelines.sinks.write import Masking
 from beam_pipelines.spec.sinks import BigQuerySink
-from tests.cloud.bigquery_server import BigQueryServer
+from tests.cloud.bigquery_server import BigQueryServer, client_at
+from tests.cloud.http_gate import Gate
+from tests.server_process import HOST
 
 pytestmark = pytest.mark.cloud
 UTC = dt.UTC
@@ -384,33 +386,27 @@ def test_whoever_makes_or_grows_a_table_at_the_same_time_all_succeed(bigquery: B
     assert {f.name for f in fields_there(client, table)} == {"id", "at", "name", "c0", "c1", "c2", "c3"}
 
 
-def test_a_table_that_another_changes_meanwhile_is_grown_also_where_its_columns_stay(
-    bigquery: BigQueryServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table, client = f"{bigquery.dataset()}.t", bigquery.client()
-    ensure_table(client, table, FIELDS)
-    update, others = client.update_table, iter(("a", "b"))
+def test_a_table_that_another_changes_meanwhile_is_grown_also_where_its_columns_stay(bigquery: BigQueryServer) -> None:
+    table, others, gate = f"{bigquery.dataset()}.t", iter(("a", "b")), Gate(bigquery.port)
+    ensure_table(bigquery.client(), table, FIELDS)
 
-    def late(changed: Any, *args: Any, **options: Any) -> Any:
-        if (text := next(others, None)) is not None:
+    def quicker(method: str, target: str) -> None:
+        if method in ("PATCH", "PUT") and (text := next(others, None)) is not None:
             there = bigquery.client().get_table(table)
             there.description = text
-            update(there, ["description"])
-        return update(changed, *args, **options)
+            bigquery.client().update_table(there, ["description"])
 
-    monkeypatch.setattr(client, "update_table", late)
-    assert ensure_table(client, table, (*FIELDS, Field("c", "STRING"))).grown
+    gate.before = quicker
+    try:
+        assert ensure_table(client_at(f"http://{HOST}:{gate.port}", bigquery.project), table, (*FIELDS, Field("c", "STRING"))).grown
+    finally:
+        gate.away()
     assert next(others, None) is None, "the server was asked three times"
-    assert "c" in {f.name for f in fields_there(client, table)}
+    assert {f.name for f in fields_there(bigquery.client(), table)} == {"id", "at", "name", "c"}
 
 
 def test_a_server_that_does_not_answer_is_waited_for_and_then_an_error(bigquery: BigQueryServer) -> None:
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud import bigquery as google
-
-    from beam_pipelines.errors import TransientError
-
-    nobody = google.Client(project="p-1", credentials=AnonymousCredentials(), client_options={"api_endpoint": "http://127.0.0.1:9"})
+    nobody = client_at("http://127.0.0.1:9", "p-1")
     waited: list[float] = []
     with pytest.raises(TransientError, match="does not answer"):
         ensure_table(nobody, "p-1.d.t", FIELDS, patience_s=2.0, wait=waited.append)

@@ -192,7 +192,7 @@ def test_a_start_that_is_refused_does_not_make_one_of_the_same_id_undone(
     submit(spec, call(service, lake, "stream", run_id="s1"))
     service.jobs[0]["currentState"] = "JOB_STATE_CANCELLED"
     monkeypatch.setattr(starts, "go_back", lambda subscription, micros, *, ahead: micros)
-    monkeypatch.setattr(service, "create", lambda body: setattr(service, "refuse", 403) or {})
+    service.refuse_jobs = 403
     with pytest.raises(RunError):
         submit(spec, call(service, lake, "stream", run_id="s1"))
     assert (latest_epoch(spec.state), [*taken_starts(spec.state)]) == (2, [1, 2]), "the first ran: what it acknowledged is needed again"

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -82,13 +81,9 @@ def test_an_update_is_the_same_start_that_runs_the_new_spec(
 
 
 def test_an_update_that_the_service_refuses_leaves_the_record_as_it_was(
-    running: LoadedSpec, service: DataflowService, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: LoadedSpec, service: DataflowService, lake: str, tmp_path: Path
 ) -> None:
-    def refuses(body: dict[str, Any]) -> dict[str, Any]:
-        service.refuse = 403
-        return {}
-
-    monkeypatch.setattr(service, "create", refuses)
+    service.refuse_jobs = 403
     before, outputs = all_starts(running.state), read_outputs(running.state)
     assert outputs is not None
     with pytest.raises(RunError):

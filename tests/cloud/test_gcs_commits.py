@@ -237,10 +237,10 @@ def test_a_run_that_its_launcher_elsewhere_gives_up_as_it_decides_is_taken_back(
         release([lake.output()], lake.run("r2"))
         return decide(*arguments)
 
-    monkeypatch.setattr(manifest, "decide", late)
-    with pytest.raises(SinkError, match=r"its staged file .* is gone"):
-        lake.go("r2", lake.output(), rows((3, "b"), (4, "c")))
-    monkeypatch.setattr(manifest, "decide", decide)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "decide", late)
+        with pytest.raises(SinkError, match=r"its staged file .* is gone"):
+            lake.go("r2", lake.output(), rows((3, "b"), (4, "c")))
     lake.go("r3", lake.output("other"), rows((1, "a")))
     assert lake.view() == lake.glob() == OLD
     assert not list(unfinished(lake.state))

@@ -14,17 +14,21 @@ from tests.parity.seeds import SEEDS, STAGES, Seed
 from tests.parity.specs import Setting
 from tests.parity.timelines import Timeline, timelines
 
-pytestmark = pytest.mark.slow
-
 TIMELINES = {"kernels": 8, "graph": 4}
 MORE = 3
 """Times as many for seeds of the slow tests, which are rarer."""
 TABLE = re.compile("watermark +message +arrival +event time +id +value +batch +stream +rules")
 
 
+DEAR = ("conform", "transform", "bundles")  # stages whose bugs take longest to find
+
+
 @pytest.mark.parametrize(
     "seed",
-    [pytest.param(seed, id=f"{seed.stage}: {seed.bug}") for seed in SEEDS],
+    [
+        pytest.param(seed, id=f"{seed.stage}: {seed.bug}", marks=[pytest.mark.slow] if seed.again or seed.stage in DEAR else [])
+        for seed in SEEDS
+    ],
 )
 def test_a_bug_in_a_stage_breaks_the_law(seed: Seed) -> None:
     check = {"kernels": test_kernels.check, "graph": test_graph.check}[seed.on]

@@ -19,7 +19,7 @@ def test_durations_are_the_specs_own() -> None:
     assert found.archive == 90 * 86_400_000_000
     assert found.runs == 36 * 3_600_000_000
     assert problems(retention="{runs: 59m}") == ["retention.runs: got the text '59m'; expected at least 1h"]
-    assert "got the number 14" in problems(retention="{speed: 14}")[0]  # fourteen of what?
+    assert problems(retention="{speed: 14}") == ["retention.speed: a duration is text with a unit, such as 14s or 14d; got the number 14"]
     assert "retention: unknown field 'arcive'; did you mean 'archive'?" in problems(retention="{arcive: 90d}")[0]
 
 
